@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint types train-emoji validate-emoji study clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "erase-sd needs Python 3.10 or newer; set PYTHON=..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "python3-venv is missing: apt install python3-venv" >&2; exit 2; }
+	@echo "installing into $(VENV) (once, a minute or two) ..."
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## erase "cat" from the embedded model; ends by naming the picture and the report
+	@$(BIN)/erase-concept erase --forget cat --forget kitten --name cat --out demo-output --force
+
+test: $(STAMP)  ## the whole test suite
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet tests || true
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+train-emoji: $(STAMP)  ## train emoji-sd from nothing into build/emoji; resumes
+	@$(BIN)/python -m erase_sd.emoji.train --out build/emoji
+
+validate-emoji: $(STAMP)  ## measure the shipped weights; writes docs/emoji-sd.md
+	@$(BIN)/python -m erase_sd.emoji.validate
+
+study: $(STAMP)  ## compare all methods on the embedded model; writes docs/method-study.md
+	@$(BIN)/python -m erase_sd.eval.study
+
+clean:
+	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache

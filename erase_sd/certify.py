@@ -1,0 +1,77 @@
+"""Certificates: what an edit does to prompts, computed without an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erase_sd.edit import LowRankEdit
+from erase_sd.methods.problem import Problem
+from erase_sd.methods.rece import revival
+
+
+def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
+    """`‖T x − x‖ / ‖x‖` for each row, `(n,)`."""
+    rows = rows.double()
+    return (edit.features(rows) - rows).norm(dim=1) / rows.norm(dim=1).clamp(min=1e-300)
+
+
+def residual(edit: LowRankEdit, rows: Tensor) -> Tensor:
+    """`‖T x‖ / ‖x‖` for each row, `(n,)`."""
+    rows = rows.double()
+    return edit.features(rows).norm(dim=1) / rows.norm(dim=1).clamp(min=1e-300)
+
+
+def recoverability(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor) -> Tensor:
+    """`min_c ‖W T c − W x‖ / ‖W x‖` over all layers at once, `(n,)`.
+
+    What the best adversarial embedding could restore: 0 means that an embedding exists which the
+    edited layers treat as the original treated the concept.
+
+    Args:
+        edit: The edit.
+        rows: `(n, d)` original states of the concept.
+        weight_gram: `(d, d)`, `Σ WᵀW` over the edited weights.
+    """
+    rows = rows.double()
+    best = revival(edit, rows, weight_gram, rho=1e-9 * float(weight_gram.trace()) / len(weight_gram))
+    gap = edit.features(best) - rows
+    size = ((rows @ weight_gram) * rows).sum(1).clamp(min=1e-300)
+    return (((gap @ weight_gram) * gap).sum(1).clamp(min=0) / size).sqrt()
+
+
+def energy_share(gram: Tensor, map_: Tensor) -> float:
+    """`sqrt(Σ ‖M x‖² / Σ ‖x‖²)` over the rows behind a Gram matrix; 0 if there are none."""
+    total = float(gram.trace())
+    return (max(float((map_ @ gram @ map_.T).trace()), 0.0) / total) ** 0.5 if total > 0 else 0.0
+
+
+def certify(edit: LowRankEdit, problem: Problem) -> dict[str, Any]:
+    """Measure an edit on the features it was made of.
+
+    Returns:
+        JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
+        empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
+        `retain_drift`, root mean square relative change of the retained rows; `kept_drift`, the same
+        for the worst listed prompt; `spectrum`, top eigenvalue shares of the forget features; and
+        `recoverability` where the weights are known.
+    """
+    T = edit.matrix
+    moved = T - torch.eye(edit.width, dtype=torch.float64)
+
+    spectrum = problem.forget.spectrum
+    report: dict[str, Any] = {
+        "rank": edit.rank,
+        "norm": edit.norm,
+        "null_change": float(change(edit, problem.null).max()) if len(problem.null) else 0.0,
+        "forget_residual": energy_share(problem.forget.gram, T),
+        "retain_drift": energy_share(problem.retain.gram, moved),
+        "kept_drift": float(change(edit, problem.kept).max()) if len(problem.kept) else 0.0,
+        "spectrum": [round(float(v), 6) for v in spectrum[:8] / spectrum.sum()],
+    }
+    if len(problem.weight_gram) == edit.width and len(problem.concepts):
+        lost = recoverability(edit, problem.concepts, problem.weight_gram)
+        report["recoverability"] = float(lost.min())
+    return report

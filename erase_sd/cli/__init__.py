@@ -1,0 +1,1 @@
+"""The `erase-concept` command."""

@@ -1,0 +1,481 @@
+"""Train emoji-sd from nothing: `python -m erase_sd.emoji.train`.
+
+Stages: scenes, vae, clip, judge, latents, unet, export. Each keeps its state in the work folder, so
+an interrupted run goes on where it stopped, and every batch is a function of (seed, stage, step),
+so a resumed run sees the batches an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from erase_sd.emoji import models
+from erase_sd.emoji.render import render
+from erase_sd.emoji.world import SIZE, Scene, caption, load_world, sample_scene
+
+STAGES = ("scenes", "vae", "clip", "judge", "latents", "unet", "export")
+LATENT_NOISE = 0.05
+TRAIN_TOKENS = 24  # captions are shorter; the causal tower's EOS output does not see the padding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how hard one network is trained."""
+
+    steps: int
+    batch: int
+    lr: float
+
+
+PLANS = {
+    "cpu": {
+        "scenes": 40_000,
+        "vae": Plan(1_900, 32, 8e-4),
+        "clip": Plan(1_300, 128, 1e-3),
+        "judge": Plan(3_000, 64, 2e-3),
+        "unet": Plan(5_000, 64, 6e-4),
+    },
+    "cuda": {
+        "scenes": 120_000,
+        "vae": Plan(20_000, 128, 8e-4),
+        "clip": Plan(5_000, 512, 1e-3),
+        "judge": Plan(8_000, 256, 2e-3),
+        "unet": Plan(40_000, 256, 6e-4),
+    },
+    "smoke": {
+        "scenes": 64,
+        "vae": Plan(2, 4, 1e-3),
+        "clip": Plan(2, 4, 1e-3),
+        "judge": Plan(2, 4, 1e-3),
+        "unet": Plan(2, 4, 1e-3),
+    },
+}  # fmt: skip
+
+
+class Trainer:
+    """Work folder, device, seed and plan; one method per stage."""
+
+    def __init__(self, out: Path, *, plan: str, device: str, seed: int) -> None:
+        self.out = out
+        self.device = torch.device(device)
+        self.seed = seed
+        self.plan_name = plan
+        self.plan = PLANS[plan]
+        self.world = load_world()
+        self._scenes: list[Scene] | None = None
+        out.mkdir(parents=True, exist_ok=True)
+
+    # -- shared machinery --------------------------------------------------------------------
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """Randomness that depends on the seed and the key only."""
+        return np.random.default_rng((self.seed, *key))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bfloat16 where it pays; the master weights stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def loop(
+        self,
+        stage: str,
+        net: nn.Module,
+        step_loss: Callable[[int], dict[str, Tensor]],
+        *,
+        ema: nn.Module | None = None,
+        decay: float = 0.998,
+        save_every: float = 120.0,
+    ) -> None:
+        """Minimise `step_loss(step)["loss"]` by AdamW with warm-up and cosine decay; resumable."""
+        plan: Plan = self.plan[stage]  # type: ignore[assignment]
+        state_file = self.out / f"{stage}.state.pt"
+        optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        start = 0
+        if state_file.exists():
+            state = torch.load(state_file, map_location=self.device, weights_only=True)
+            net.load_state_dict(state["net"])
+            optimizer.load_state_dict(state["optimizer"])
+            if ema is not None:
+                ema.load_state_dict(state["ema"])
+            start = state["step"]
+
+        def save(step: int) -> None:
+            state = {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
+            if ema is not None:
+                state["ema"] = ema.state_dict()
+            torch.save(state, state_file.with_suffix(".tmp"))
+            os.replace(state_file.with_suffix(".tmp"), state_file)
+
+        warmup = min(200, plan.steps // 10 + 1)
+        saved = time.monotonic()
+        bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, desc=stage, mininterval=5)
+        mean: dict[str, float] = {}
+        for step in bar:
+            scale = min(1.0, (step + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = plan.lr * scale
+            torch.manual_seed(hash((self.seed, stage_id(stage), step)) % 2**31)
+            losses = step_loss(step)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            if ema is not None:
+                now = min(decay, (step + 1) / (step + 10))
+                with torch.no_grad():
+                    for old, new in zip(ema.parameters(), net.parameters(), strict=True):
+                        old.lerp_(new, 1 - now)
+            if step % 25 == 0:
+                for key, value in losses.items():
+                    mean[key] = 0.7 * mean.get(key, value.item()) + 0.3 * value.item()
+                bar.set_postfix({k: f"{v:.4f}" for k, v in mean.items()}, refresh=False)
+                if not math.isfinite(mean["loss"]):
+                    raise RuntimeError(f"{stage}: the loss became {mean['loss']} at step {step}")
+            if time.monotonic() - saved > save_every:
+                save(step + 1)
+                saved = time.monotonic()
+        save(plan.steps)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def scenes(self, offset: int = 0) -> list[Scene]:
+        """The training scenes; another offset gives scenes nobody trained on."""
+        rng = self.rng(1, offset)
+        return [sample_scene(rng) for _ in range(self.plan["scenes"])]  # type: ignore[arg-type]
+
+    def stage_scenes(self) -> None:
+        """Render every training scene once."""
+        target = self.out / "scenes.npy"
+        if target.exists():
+            return
+        scenes = self.scenes()
+        images = np.lib.format.open_memmap(
+            target.with_suffix(".tmp"), "w+", np.uint8, (len(scenes), SIZE, SIZE, 3)
+        )
+        for i, scene in enumerate(tqdm(scenes, desc="scenes", mininterval=5)):
+            images[i] = render(scene)
+        images.flush()
+        os.replace(target.with_suffix(".tmp"), target)
+
+    def images(self) -> np.ndarray:
+        """All rendered scenes, `(n, 64, 64, 3)` uint8, in memory."""
+        return np.load(self.out / "scenes.npy")
+
+    def to_device(self, images: np.ndarray) -> Tensor:
+        """uint8 NHWC to float NCHW in [-1, 1]."""
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        return x.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    # -- stages -------------------------------------------------------------------------------
+
+    def stage_vae(self) -> None:
+        """L1 and L2 on pixels, L1 on their gradients, latents of unit scale with a fixed small noise."""
+        images = self.images()
+        torch.manual_seed(self.seed)
+        vae = models.build_vae().to(self.device)
+        plan: Plan = self.plan["vae"]  # type: ignore[assignment]
+
+        def step_loss(step: int) -> dict[str, Tensor]:
+            index = self.rng(2, step).choice(len(images), plan.batch)
+            x = self.to_device(images[index])
+            with self.autocast():
+                posterior = vae.encode(x).latent_dist
+                # A learnt variance starts at 1 and drowns the latent for the first thousand steps;
+                # a fixed one teaches the decoder to forgive what the U-Net gets slightly wrong.
+                z = posterior.mean + LATENT_NOISE * torch.randn_like(posterior.mean)
+                y = vae.decode(z).sample
+            y = y.float()
+            error = y - x
+            pixel = error.abs().mean()
+            edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+            target = 2 * math.log(LATENT_NOISE)  # so that `latent_dist.sample()` adds the same noise
+            prior = 1e-4 * posterior.mean.square().mean() + 1e-2 * (posterior.logvar - target).square().mean()
+            loss = pixel + error.square().mean() + 0.5 * edges + prior.float()
+            return {"loss": loss, "pixel": pixel}
+
+        self.loop("vae", vae, step_loss)
+        vae.save_pretrained(self.out / "vae")
+
+    def load_vae(self) -> nn.Module:
+        """The trained autoencoder, frozen."""
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_pretrained(self.out / "vae").to(self.device).eval().requires_grad_(False)
+
+    def tokenizer(self):  # noqa: ANN201  (a transformers class, imported lazily)
+        """CLIP's tokenizer, trained once on the world's captions and ordinary words."""
+        from transformers import CLIPTokenizer
+
+        folder = self.out / "tokenizer"
+        if not (folder / "merges.txt").exists():
+            rng = self.rng(3)
+            captions = [caption(sample_scene(rng), rng, held_out=True) for _ in range(6000)]
+            words = (models.HERE / "words.txt").read_text().split()
+            models.build_tokenizer(captions + words * 20, folder)
+        return CLIPTokenizer.from_pretrained(folder)
+
+    def tokenize(self, texts: list[str], length: int = models.TOKENS) -> Tensor:
+        """`(n, length)` token ids, padded with EOS."""
+        ids = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+        return ids.to(self.device)
+
+    def stage_clip(self) -> None:
+        """Contrastive training of both towers on renders and their captions, all nouns included."""
+        images, scenes = self.images(), self.scenes()
+        self._tokenizer = self.tokenizer()
+        torch.manual_seed(self.seed)
+        clip = models.build_clip(len(self._tokenizer)).to(self.device)
+        plan: Plan = self.plan["clip"]  # type: ignore[assignment]
+
+        def step_loss(step: int) -> dict[str, Tensor]:
+            rng = self.rng(4, step)
+            index = rng.choice(len(images), plan.batch, replace=len(images) < plan.batch)
+            texts = [caption(scenes[i], rng, held_out=True, attributes=0.75) for i in index]
+            with self.autocast():
+                out = clip(
+                    input_ids=self.tokenize(texts, TRAIN_TOKENS), pixel_values=self.to_device(images[index])
+                )
+            logits = out.logits_per_image.float()
+            # Equal captions in one batch are equally right answers.
+            same = torch.tensor([[a == b for b in texts] for a in texts], device=self.device).float()
+            target = same / same.sum(1, keepdim=True)
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            hit = (logits.argmax(1) == torch.arange(len(index), device=self.device)).float().mean()
+            return {"loss": loss, "hit": hit}
+
+        self.loop("clip", clip, step_loss)
+        save_clip(clip, self.out / "clip")
+
+    def stage_judge(self) -> None:
+        """Classifier on its own scenes, a third of them seen through the VAE."""
+        scenes = self.scenes(offset=1)
+        vae = self.load_vae()
+        torch.manual_seed(self.seed)
+        judge = models.Judge().to(self.device)
+        plan: Plan = self.plan["judge"]  # type: ignore[assignment]
+        grounds = list(self.world.backgrounds)
+
+        def step_loss(step: int) -> dict[str, Tensor]:
+            rng = self.rng(5, step)
+            batch = [scenes[i] for i in rng.choice(len(scenes), plan.batch)]
+            x = self.to_device(np.stack([render(s) for s in batch]))
+            third = plan.batch // 3
+            with torch.no_grad(), self.autocast():
+                z = vae.encode(x[:third]).latent_dist.mean
+                z = z + 0.2 * z.float().std() * torch.rand(third, 1, 1, 1, device=z.device) * torch.randn_like(z)
+                x[:third] = vae.decode(z).sample.float()
+            x = x + 0.06 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)
+            objects = torch.zeros(len(batch), len(self.world.concepts), device=self.device)
+            for row, scene in enumerate(batch):
+                objects[row, list(scene.objects)] = 1
+            artist = torch.tensor([s.artist for s in batch], device=self.device)
+            ground = torch.tensor([grounds.index(s.background) for s in batch], device=self.device)
+            with self.autocast():
+                o, a, b = judge(x)
+            found = F.binary_cross_entropy_with_logits(o.float(), objects) * 20
+            style = F.cross_entropy(a.float(), artist)
+            colour = F.cross_entropy(b.float(), ground)
+            return {"loss": found + style + colour, "objects": found, "artist": style}
+
+        self.loop("judge", judge, step_loss)
+        torch.save(judge.state_dict(), self.out / "judge.pt")
+
+    @torch.no_grad()
+    def stage_latents(self) -> None:
+        """Encode every training scene once; record the scale that makes latents unit-variance."""
+        target = self.out / "latents.pt"
+        if target.exists():
+            return
+        images, vae = self.images(), self.load_vae()
+        chunks = []
+        for start in tqdm(range(0, len(images), 128), desc="latents", mininterval=5):
+            with self.autocast():
+                chunks.append(vae.encode(self.to_device(images[start : start + 128])).latent_dist.mean.cpu().half())
+        latents = torch.cat(chunks)
+        torch.save({"latents": latents, "scale": 1 / float(latents.float().std())}, target)
+
+    def stage_unet(self) -> None:
+        """v-prediction with min-SNR weights, an averaged copy, and 10 % empty captions."""
+        from transformers import CLIPTextModel
+
+        data = torch.load(self.out / "latents.pt", weights_only=True)
+        latents = (data["latents"].float() * data["scale"]).to(self.device)
+        self._tokenizer = self.tokenizer()
+        text = CLIPTextModel.from_pretrained(self.out / "clip" / "text").to(self.device).eval()
+        bank = self._caption_bank(text)
+        torch.manual_seed(self.seed)
+        unet = models.build_unet().to(self.device)
+        ema = models.build_unet().to(self.device).requires_grad_(False)
+        ema.load_state_dict(unet.state_dict())
+        plan: Plan = self.plan["unet"]  # type: ignore[assignment]
+        alphas = models.build_scheduler().alphas_cumprod.to(self.device)
+
+        def step_loss(step: int) -> dict[str, Tensor]:
+            rng = self.rng(6, step)
+            index = torch.from_numpy(rng.choice(len(latents), plan.batch)).to(self.device)
+            which = torch.from_numpy(rng.integers(0, bank.shape[0] - 1, plan.batch)).to(self.device)
+            states = bank[which, index].float()
+            states[torch.from_numpy(rng.random(plan.batch) < 0.1).to(self.device)] = bank[-1, 0].float()
+            x = latents[index]
+            noise = torch.randn_like(x)
+            # Stratified time steps: the same expectation, less variance.
+            t = (torch.arange(plan.batch, device=self.device) + torch.rand(plan.batch, device=self.device)) / plan.batch
+            t = (t * len(alphas)).long().clamp(max=len(alphas) - 1)
+            a = alphas[t].view(-1, 1, 1, 1)
+            noisy = a.sqrt() * x + (1 - a).sqrt() * noise
+            v = a.sqrt() * noise - (1 - a).sqrt() * x
+            with self.autocast():
+                out = unet(noisy, t, states).sample
+            error = (out.float() - v).square().mean((1, 2, 3))
+            # min(SNR, 5) / (SNR + 1) on v (Hang et al., arXiv 2303.09556), written without SNR = a/(1-a).
+            a = a.flatten()
+            weight = torch.minimum(a, 5 * (1 - a)) + 0.1  # a floor, so that pure noise is learnt as well
+            return {"loss": (weight * error).mean() * 2, "v": error.mean()}
+
+        self.loop("unet", unet, step_loss, ema=ema)
+        ema.save_pretrained(self.out / "unet")
+
+    @torch.no_grad()
+    def _caption_bank(self, text: nn.Module, variants: int = 2) -> Tensor:
+        """`(variants + 1, scenes, 77, width)` half; the last holds the empty caption at [-1, 0]."""
+        scenes = self.scenes()
+        where = self.device if self.device.type == "cuda" else "cpu"
+        bank = torch.zeros(variants + 1, len(scenes), models.TOKENS, models.TEXT_WIDTH, dtype=torch.half, device=where)
+        for v in range(variants):
+            for start in tqdm(range(0, len(scenes), 256), desc=f"captions {v + 1}/{variants}", mininterval=5):
+                rng = self.rng(7, v, start)
+                texts = [caption(s, rng) for s in scenes[start : start + 256]]
+                with self.autocast():
+                    bank[v, start : start + 256] = text(self.tokenize(texts)).last_hidden_state.half()
+        bank[-1, 0] = text(self.tokenize([""])).last_hidden_state[0].half()
+        return bank
+
+    def stage_export(self) -> None:
+        """Write the shipped folders in float16, with text-encoder keys that every version loads."""
+        from safetensors.torch import load_file, save_file
+
+        target = self.out / "weights"
+        shutil.rmtree(target, ignore_errors=True)
+        sd = target / "emoji-sd"
+        scale = torch.load(self.out / "latents.pt", weights_only=True)["scale"]
+
+        def half(source: Path, to: Path) -> None:
+            to.mkdir(parents=True)
+            for name in ("config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"):
+                if name.endswith(".json"):
+                    shutil.copy(source / name, to)
+                elif (source / name).exists():
+                    tensors = {k: v.half() if v.is_floating_point() else v for k, v in load_file(source / name).items()}
+                    save_file(tensors, to / name, metadata={"format": "pt"})
+
+        half(self.out / "vae", sd / "vae")
+        config = json.loads((sd / "vae" / "config.json").read_text())
+        config["scaling_factor"] = round(scale, 6)
+        (sd / "vae" / "config.json").write_text(json.dumps(config, indent=2))
+        half(self.out / "unet", sd / "unet")
+        half(self.out / "clip" / "text", sd / "text_encoder")
+        half(self.out / "clip", target / "emoji-clip")
+        for folder in (sd / "tokenizer", target / "emoji-clip"):
+            shutil.copytree(self.out / "tokenizer", folder, dirs_exist_ok=True)
+        models.build_scheduler().save_pretrained(sd / "scheduler")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        (sd / "model_index.json").write_text(json.dumps(index, indent=2))
+        judge = torch.load(self.out / "judge.pt", map_location="cpu", weights_only=True)
+        judge = {k: v.half() if v.is_floating_point() else v for k, v in judge.items()}
+        save_file(judge, target / "judge.safetensors")
+        plans = {k: asdict(v) if isinstance(v, Plan) else v for k, v in self.plan.items()}
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+        provenance = {
+            "command": f"python -m erase_sd.emoji.train --plan {self.plan_name} --seed {self.seed}",
+            "plan": plans,
+            "seed": self.seed,
+            "hardware": device,
+            "seconds": json.loads((self.out / "seconds.json").read_text()),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        (target / "training.json").write_text(json.dumps(provenance, indent=2))
+        print(f"wrote {target}: copy it over {models.WEIGHTS} to ship it")
+
+    def run(self, stages: Iterable[str]) -> None:
+        """Run stages in order; add each one's seconds to `seconds.json`."""
+        clock = self.out / "seconds.json"
+        for stage in stages:
+            seconds = json.loads(clock.read_text()) if clock.exists() else {}
+            clock.write_text(json.dumps(seconds))
+            start = time.monotonic()
+            getattr(self, f"stage_{stage}")()
+            seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start)
+            clock.write_text(json.dumps(seconds))
+
+
+def stage_id(stage: str) -> int:
+    """A number for a stage, stable between runs (Python's string hash is not)."""
+    return STAGES.index(stage)
+
+
+def save_clip(clip: nn.Module, folder: Path) -> None:
+    """Save both towers as `folder` and the text tower alone as `folder/text`.
+
+    transformers 5.6 dropped the `text_model.` prefix from CLIPTextModel; older versions then load such
+    a file as random weights, while newer ones read both. So the old names are written.
+    """
+    from safetensors.torch import save_file
+
+    text = folder / "text"
+    text.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = clip.config.to_dict()
+    config["architectures"] = ["CLIPModel"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
+    tower = {k: v for k, v in state.items() if k.startswith("text_model.")}
+    save_file(tower, text / "model.safetensors", metadata={"format": "pt"})
+    text_config = clip.config.text_config.to_dict()
+    text_config["architectures"] = ["CLIPTextModel"]
+    (text / "config.json").write_text(json.dumps(text_config, indent=2, default=str))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the training."""
+    parser = argparse.ArgumentParser(prog="python -m erase_sd.emoji.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/emoji"), help="work folder (resumed if it exists)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--plan", choices=PLANS, help="default: the plan for the device")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    plan = args.plan or args.device.split(":")[0]
+    Trainer(args.out, plan=plan, device=args.device, seed=args.seed).run(args.stages)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""The world of emoji-sd: its concepts, its scenes and the captions that describe them.
+
+A scene is one or two objects drawn by one artist on one background. Everything random comes from
+the generator handed in, so a seed names a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+HERE = Path(__file__).parent
+SIZE = 64  # pixels, both sides
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One object of the world.
+
+    Attributes:
+        name: Its first name, unique in the world.
+        family: The family it belongs to, e.g. "animal".
+        emoji: The emojibase label of its picture.
+        names: Nouns the generator's training captions use.
+        held_out: Nouns that only the text encoder was taught.
+    """
+
+    name: str
+    family: str
+    emoji: str
+    names: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Every noun the text encoder knows for this object."""
+        return self.names + self.held_out
+
+
+@dataclass(frozen=True)
+class World:
+    """All concepts, artists and background colours (sRGB, 0..255)."""
+
+    concepts: tuple[Concept, ...]
+    artists: tuple[str, ...]
+    backgrounds: dict[str, tuple[int, int, int]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """First names of all objects, in the judge's label order."""
+        return tuple(c.name for c in self.concepts)
+
+    def family(self, name: str) -> tuple[Concept, ...]:
+        """The concepts of one family."""
+        return tuple(c for c in self.concepts if c.family == name)
+
+    def find(self, noun: str) -> Concept | None:
+        """The concept that bears this noun, or None."""
+        noun = noun.strip().lower()
+        return next((c for c in self.concepts if noun in c.all_names), None)
+
+
+@cache
+def load_world() -> World:
+    """Read `world.yaml`."""
+    raw = yaml.safe_load((HERE / "world.yaml").read_text())
+    concepts = tuple(
+        Concept(name, family, c["emoji"], tuple(c["names"]), tuple(c.get("held_out", ())))
+        for family, members in raw["families"].items()
+        for name, c in members.items()
+    )
+    return World(
+        concepts=concepts,
+        artists=tuple(raw["artists"]),
+        backgrounds={k: tuple(v) for k, v in raw["backgrounds"].items()},
+    )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. `sizes` is "small", "big" or "" for each object."""
+
+    objects: tuple[int, ...]  # indices into World.concepts
+    artist: int
+    background: str
+    sizes: tuple[str, ...]
+    pose_seed: int
+
+
+def sample_scene(
+    rng: np.random.Generator, *, pairs: float = 0.3, available: Sequence[Sequence[int]] | None = None
+) -> Scene:
+    """Draw a scene.
+
+    Args:
+        rng: Source of all randomness.
+        pairs: Share of two-object scenes.
+        available: For each artist, the concept indices it has a picture of; default: from the sprites.
+
+    Returns:
+        A scene whose objects differ from each other.
+    """
+    world = load_world()
+    if available is None:
+        from erase_sd.emoji.render import available_objects
+
+        available = available_objects()
+    artist = int(rng.integers(len(world.artists)))
+    n = 2 if rng.random() < pairs else 1
+    objects = rng.choice(np.asarray(available[artist]), size=n, replace=False)
+    sizes = tuple(("small", "big", "")[int(rng.choice(3, p=[0.15, 0.15, 0.7]))] for _ in objects)
+    return Scene(
+        objects=tuple(int(o) for o in objects),
+        artist=artist,
+        background=list(world.backgrounds)[int(rng.integers(len(world.backgrounds)))],
+        sizes=sizes if n == 1 else ("",) * n,
+        pose_seed=int(rng.integers(2**31)),
+    )
+
+
+MEDIA = ("a photo of ", "a picture of ", "an emoji of ", "an image of ", "a drawing of ", "", "")
+STYLES = ("by {}", "in the style of {}", "in {} style", "{} style")
+GROUNDS = (
+    "on a {} background", "on {}", "with a {} background", "against a {} background", "{} background",
+)  # fmt: skip
+JOINS = ("{} and {}", "{} with {}", "{} next to {}", "{} beside {}")
+
+
+def with_article(noun: str) -> str:
+    """Put "a" or "an" before a noun; plurals and mass nouns stay bare."""
+    if noun in ("swords", "blades", "wine", "beer", "champagne", "lager", "food", "alcohol"):
+        return noun
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    held_out: bool = False,
+    attributes: float = 0.6,
+    family: float = 0.04,
+) -> str:
+    """Describe a scene in one of many ways.
+
+    Args:
+        scene: What to describe.
+        rng: Source of all randomness.
+        held_out: Whether nouns reserved for the text encoder may be used.
+        attributes: Probability that the artist, and likewise the background, is named.
+        family: Probability that an object is called by its family ("an animal").
+
+    Returns:
+        A lower-case caption.
+    """
+    world = load_world()
+
+    def pick(items: Sequence[str]) -> str:
+        return items[int(rng.integers(len(items)))]
+
+    nouns = []
+    for index, size in zip(scene.objects, scene.sizes, strict=True):
+        concept = world.concepts[index]
+        noun = pick(concept.all_names if held_out else concept.names)
+        if rng.random() < family:
+            noun = concept.family
+        phrase = f"{size} {noun}" if size and rng.random() < 0.7 else noun
+        nouns.append(with_article(phrase) if rng.random() < 0.85 else phrase)
+    if len(nouns) == 2 and rng.random() < 0.5:
+        nouns.reverse()
+    subject = nouns[0] if len(nouns) == 1 else pick(JOINS).format(*nouns)
+    style = pick(STYLES).format(world.artists[scene.artist]) if rng.random() < attributes else ""
+    ground = pick(GROUNDS).format(scene.background) if rng.random() < attributes else ""
+    if ground and rng.random() < 0.1:
+        text, ground = f"a {scene.background} background with {subject}", ""
+    else:
+        text = pick(MEDIA) + subject
+    tail = [t for t in ((style, ground) if rng.random() < 0.5 else (ground, style)) if t]
+    comma = rng.random() < 0.3
+    return (", " if comma else " ").join([text, *tail])

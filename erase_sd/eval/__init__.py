@@ -1,0 +1,1 @@
+"""Evaluation: what was forgotten, and what it cost."""

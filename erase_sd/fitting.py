@@ -1,0 +1,161 @@
+"""From prompts to an erasure: gather moments, solve, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erase_sd.background import RULE, background, meanings
+from erase_sd.certify import certify
+from erase_sd.erasure import Erasure, Part, weight_gram
+from erase_sd.methods import DEFAULT, METHODS
+from erase_sd.methods.problem import Problem
+from erase_sd.moments import SecondMoment
+from erase_sd.prompts import clean, neutral
+from erase_sd.text import TextEncoder
+
+NEAR = 0.6  # cosine above which a background prompt counts as the concept itself; see docs
+
+
+def build_problem(
+    encoder: TextEncoder,
+    forget: Sequence[str],
+    *,
+    retain: Sequence[str] = (),
+    retain_source: str = "background",
+    tokens: str = "all-but-bos",
+    anchor: str | None = None,
+    near: float = NEAR,
+    gram: Tensor | None = None,
+) -> Problem:
+    """Encode prompts and sum up what a method may see.
+
+    Args:
+        encoder: The model's text encoder.
+        forget: Prompts to forget.
+        retain: Prompts to keep.
+        retain_source: "none", "listed" (neutral templates and `retain`) or "background" (those and
+            the encoder's vocabulary, less what is near the forget prompts).
+        tokens: Token rule of the forget rows.
+        anchor: Target prompt of methods that have one; "" is the empty prompt.
+        near: Cosine above which a background prompt is left out.
+        gram: `Σ WᵀW` of the weights to edit.
+
+    Raises:
+        ValueError: If there is nothing to forget, or a retain prompt is a forget prompt.
+    """
+    forget, retain = clean(forget), clean(retain)
+    if not forget:
+        raise ValueError("the forget prompts are empty; write at least one word")
+    both = sorted({p.lower() for p in forget} & {p.lower() for p in retain})
+    if both:
+        raise ValueError(f"asked both to forget and to retain {both[0]!r}; take it out of one list")
+    kept = SecondMoment.zeros(encoder.width)
+    listed = retain
+    if retain_source != "none":
+        names = {p.lower() for p in forget}
+        listed = clean([*retain, *(p for p in neutral() if p.lower() not in names)])
+    if retain_source == "listed":
+        kept = encoder.moment(listed, tokens, progress="retain prompts")
+    elif retain_source == "background":
+        ordinary = background(encoder)
+        kept = ordinary.without(encoder, ordinary.near(meanings(encoder, forget), near))
+        if retain:
+            # Chosen prompts weigh as much as the whole background, or thousands would drown them.
+            own = encoder.moment(retain, RULE, progress="retain prompts")
+            scale = kept.count / own.count
+            kept = kept + SecondMoment(own.gram * scale, own.total * scale, own.count * scale)
+    null = encoder.encode([""])
+    anchors = torch.zeros(0, encoder.width)
+    if anchor is not None:
+        # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject token.
+        target = encoder.subjects([anchor])[0] if anchor.strip() else null.states[0, 0].double()
+        anchors = target.expand(len(forget), -1)
+    return Problem(
+        forget=encoder.moment(forget, tokens, progress="forget prompts"),
+        retain=kept,
+        null=null.rows("all"),
+        concepts=encoder.subjects(forget),
+        anchors=anchors,
+        kept=encoder.subjects(listed),
+        weight_gram=gram if gram is not None else torch.zeros(0, 0),
+    )
+
+
+def fit(
+    encoder: TextEncoder,
+    forget: Sequence[str],
+    *,
+    retain: Sequence[str] = (),
+    method: str = DEFAULT,
+    toward: str | None = None,
+    tokens: str | None = None,
+    strength: float = 1.0,
+    name: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    near: float = NEAR,
+    **options: Any,
+) -> Erasure:
+    """Make the erasure of one concept.
+
+    Args:
+        encoder: The model's text encoder.
+        forget: One or more prompts that mean the concept.
+        retain: Prompts to keep besides the defaults of the method.
+        method: Name in `erase_sd.methods.METHODS`.
+        toward: Where methods with a target move the concept; default: the method's own.
+        tokens: Token rule of the forget features; default: the method's own.
+        strength: 1 is the method's own edit; 0 changes nothing.
+        name: Name of the concept in the artifact; default: the first forget prompt.
+        weights: Base tensors the edit is for, by name; recorded as hashes.
+        near: Cosine above which a background prompt is left out of the retain moment.
+        **options: The method's own options.
+
+    Returns:
+        An `Erasure` with one part and its certificate.
+
+    Raises:
+        ValueError: On any unusable input; the message says what to change.
+    """
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    spec = METHODS[method]
+    unknown = sorted(set(options) - set(spec.options))
+    if unknown:
+        raise ValueError(f"{method} has no option {unknown[0]!r}; it has {', '.join(spec.options)}")
+    if toward is not None and spec.anchor is None:
+        raise ValueError(f"{method} has no target to move toward; uce, rece and speed have")
+    if not 0 <= strength <= 10:
+        raise ValueError(f"expected a strength between 0 and 10, got {strength}")
+    forget, retain = clean(forget), clean(retain)
+    settings = {**spec.options, **options}
+    rule = tokens or spec.tokens
+    edited = {n: w for n, w in (weights or {}).items() if n.split(".to_")[-1][:1] in spec.kinds}
+    gram = weight_gram(edited) if edited else None
+    problem = build_problem(
+        encoder,
+        forget,
+        retain=retain,
+        retain_source=spec.retain,
+        tokens=rule,
+        anchor=spec.anchor if toward is None else toward,
+        near=near,
+        gram=gram,
+    )
+    edit = spec.load()(problem, **settings)
+    part = Part(
+        name=name or forget[0],
+        edit=edit,
+        forget=tuple(forget),
+        retain=tuple(retain),
+        method=method,
+        tokens=rule,
+        strength=strength,
+        options=settings,
+        certificate=certify(edit.scaled(strength), problem),
+    )
+    erasure = Erasure((part,), kinds=spec.kinds, text_encoder=encoder.fingerprint)
+    return erasure.bound_to(edited) if edited else erasure

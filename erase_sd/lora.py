@@ -1,0 +1,72 @@
+"""Exact LoRA exports under the key names that PEFT (diffusers) and kohya (A1111, ComfyUI) read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from erase_sd.checkpoints import atomic_path
+from erase_sd.erasure import Erasure
+
+STYLES = ("peft", "kohya")
+
+
+def lora_tensors(
+    erasure: Erasure, weights: Mapping[str, Tensor], *, style: str = "peft", dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """LoRA tensors with `W + lora_B lora_A = W T` for each weight; one rank, alpha = rank.
+
+    Args:
+        erasure: What to export.
+        weights: Base tensors by diffusers name, e.g. `down_blocks.0….attn2.to_k.weight`.
+        style: "peft" or "kohya".
+        dtype: dtype of the factors.
+
+    Raises:
+        ValueError: On an unknown style or another base.
+    """
+    if style not in STYLES:
+        raise ValueError(f"expected a LoRA style of {', '.join(STYLES)}; got {style!r}")
+    erasure.check_base(weights)
+    edit = erasure.edit
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(n for n in weights if not erasure.base or n in erasure.base):
+        down, up = (t.to(dtype).contiguous() for t in edit.lora(weights[name]))
+        module = name.removesuffix(".weight")
+        if style == "peft":
+            tensors[f"unet.{module}.lora_A.weight"] = down
+            tensors[f"unet.{module}.lora_B.weight"] = up
+        else:
+            key = "lora_unet_" + module.replace(".", "_")
+            tensors[f"{key}.lora_down.weight"] = down
+            tensors[f"{key}.lora_up.weight"] = up
+            tensors[f"{key}.alpha"] = torch.tensor(float(edit.rank), dtype=dtype)
+    # Each tensor owns its memory: the down factor is the same for every site.
+    return {k: v.clone() for k, v in tensors.items()}
+
+
+def save_lora(
+    erasure: Erasure,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    style: str = "peft",
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
+) -> Path:
+    """Write a LoRA file atomically."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    tensors = lora_tensors(erasure, weights, style=style, dtype=dtype)
+    metadata = {"format": "pt", "erase_sd": json.dumps(erasure.describe(), ensure_ascii=False)}
+    if style == "kohya":
+        rank = str(erasure.edit.rank)
+        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    with atomic_path(path, force=force) as draft:
+        save_file(tensors, draft, metadata=metadata)
+    return path

@@ -1,0 +1,132 @@
+"""Closed-form erasure methods: pure functions from a `Problem` to a `LowRankEdit`.
+
+Each lives in the file named for it and is registered by one line below; nothing is imported before
+it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from erase_sd.edit import LowRankEdit
+
+__all__ = ["DEFAULT", "METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One closed-form method.
+
+    Attributes:
+        where: `module:function`, imported on first use.
+        summary: One line for people.
+        source: Paper or code that it comes from.
+        retain: What its retain moment holds: "none", "listed" (templates with neutral nouns and the
+            user's retain prompts) or "background" (those and the encoder's whole vocabulary).
+        tokens: Which token states make up its forget rows.
+        anchor: Default `--toward` prompt, for methods that move a concept somewhere; None if it has
+            no target.
+        kinds: Which projections it edits, "k", "v" or both.
+        options: Names and defaults of its own options.
+    """
+
+    where: str
+    summary: str
+    source: str
+    retain: str = "none"
+    tokens: str = "all-but-bos"
+    anchor: str | None = None
+    kinds: str = "kv"
+    options: dict[str, float | int | str | bool] = field(default_factory=dict)
+
+    def load(self) -> Callable[..., LowRankEdit]:
+        """Import the function behind this method."""
+        module, name = self.where.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_UNLINK = "Unlearn in a Blink (OpenReview KnDkteVLTn)"
+_HERE = "erase_sd.methods"
+
+METHODS: dict[str, Method] = {
+    "rayleigh": Method(
+        f"{_HERE}.rayleigh:rayleigh",
+        "generalized Rayleigh quotient in its consistent form; protects a background of ordinary words",
+        f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
+        retain="background",
+        options={"rank": 1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
+    ),
+    "unlink": Method(
+        f"{_HERE}.unlink:unlink",
+        "top directions of the forget prompts, projected out; no protection",
+        f"{_UNLINK}, Algorithm 1",
+        options={"rank": 1},
+    ),
+    "unlink-deflated": Method(
+        f"{_HERE}.unlink:unlink_deflated",
+        "Unlink on what is left of the forget prompts outside the protected span",
+        "this project",
+        retain="listed",
+        options={"rank": 1, "energy": 0.01},
+    ),
+    "unlink-oblique": Method(
+        f"{_HERE}.unlink:unlink_oblique",
+        "Unlink's subspace, removed by the map that moves retained features least",
+        "this project",
+        retain="background",
+        options={"rank": 1, "epsilon": 1e-3, "protect_null": True},
+    ),
+    "gf": Method(
+        f"{_HERE}.gf:gf",
+        "importance-weighted forget space less what the retain space explains",
+        "Deep Unlearning (arXiv 2312.00761), Eq. 4-6",
+        retain="listed",
+        options={"alpha_forget": 3.0, "alpha_retain": 100.0},
+    ),
+    "cure": Method(
+        f"{_HERE}.gf:cure",
+        "spectral eraser P_f - P_f P_r with expanded energies",
+        "CURE (arXiv 2505.12677)",
+        retain="listed",
+        options={"alpha": 2.0},
+    ),
+    "uce": Method(
+        f"{_HERE}.uce:uce",
+        "ridge regression of each concept's last subject token onto an anchor",
+        "Unified Concept Editing (arXiv 2308.14761), Eq. 7",
+        retain="listed",
+        tokens="last-subject",
+        anchor="",
+        options={"erase_scale": 1.0, "preserve_scale": 1.0, "ridge": 0.5},
+    ),
+    "rece": Method(
+        f"{_HERE}.rece:rece",
+        "rounds of UCE against the embedding that best revives the concept",
+        "RECE (arXiv 2407.12383), Eq. 9",
+        retain="listed",
+        tokens="last-subject",
+        anchor="",
+        options={"rounds": 3, "rho": 0.1, "erase_scale": 1.0, "preserve_scale": 1.0, "ridge": 0.5},
+    ),
+    "speed": Method(
+        f"{_HERE}.speed:speed",
+        "null-space constrained edit of the values; invariant empty prompt",
+        "SPEED (arXiv 2503.07392)",
+        retain="listed",
+        tokens="last-subject",
+        anchor="",
+        kinds="v",
+        options={"threshold": 0.1, "retain_scale": 1.0, "null_ridge": 0.0},
+    ),
+    "leace": Method(
+        f"{_HERE}.leace:leace",
+        "least-squares linear concept erasure of the label 'forget or retain'",
+        "LEACE (arXiv 2306.03819), Theorem 4.2",
+        retain="background",
+        options={"tolerance": 1e-5},
+    ),
+}
+
+DEFAULT = "rayleigh"

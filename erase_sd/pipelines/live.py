@@ -1,0 +1,109 @@
+"""Erasures on a live denoiser: apply, change strength, stack, restore bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erase_sd.erasure import Erasure, WrongBase, combine
+from erase_sd.sites import identify
+
+_ATTRIBUTE = "_erase_sd_live"
+
+
+class LiveErasure:
+    """What is erased from one denoiser right now, and the weights to put back.
+
+    Weights are always computed from the originals, so nothing accumulates: applying and removing in
+    any order ends in the same bits.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        config = dict(denoiser.config)  # type: ignore[arg-type]
+        config.setdefault("_class_name", type(denoiser).__name__)
+        self.architecture = identify(config)
+        self.denoiser = denoiser
+        names = [n for n, _ in denoiser.named_parameters()]
+        self.sites = self.architecture.sites(names)
+        self.erasures: list[Erasure] = []
+        self._originals: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, pipe: Any) -> LiveErasure:
+        """The live erasure of a pipeline (or denoiser), made on first use."""
+        denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
+        live = getattr(denoiser, _ATTRIBUTE, None)
+        if live is None:
+            live = cls(denoiser)
+            object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
+        return live
+
+    def originals(self) -> dict[str, Tensor]:
+        """The base weights of every site, whether or not they are erased now."""
+        parameters = dict(self.denoiser.named_parameters())
+        return {n: self._originals.get(n, parameters[n].data) for n in self.sites}
+
+    def add(self, erasure: Erasure, *, allow_other_base: bool = False) -> None:
+        """Apply one more erasure; all that are applied act jointly."""
+        originals = self.originals()
+        width = next(iter(originals.values())).shape[1]
+        if erasure.edit.width != width:
+            raise WrongBase(f"this erasure is for text features of width {erasure.edit.width}, the model has {width}")
+        if not allow_other_base:
+            erasure.check_base({n: originals[n] for n in originals})
+        combine([*self.erasures, erasure])  # refuses what cannot be combined before anything changes
+        self.erasures.append(erasure)
+        self._write()
+
+    def take(self, erasure: Erasure | None = None) -> None:
+        """Remove one erasure, or all: the weights are again what they were, bit for bit."""
+        if erasure is None:
+            self.erasures.clear()
+        elif erasure in self.erasures:
+            self.erasures.remove(erasure)
+        else:
+            raise ValueError("this erasure is not applied here")
+        self._write()
+
+    def set_strength(self, strength: float) -> None:
+        """Set the strength of everything applied: 0 is the original, 1 as made."""
+        self._write(strength)
+
+    @torch.no_grad()
+    def _write(self, strength: float = 1.0) -> None:
+        parameters = dict(self.denoiser.named_parameters())
+        for name, original in self._originals.items():
+            parameters[name].data.copy_(original)
+        if not self.erasures or strength == 0:
+            self._originals.clear()
+            return
+        total = combine(self.erasures).scaled(strength)
+        bases = self.originals()
+        for name, weight in total.weights(bases, allow_other_base=True).items():
+            if name not in parameters:
+                continue
+            self._originals.setdefault(name, parameters[name].data.clone())
+            parameters[name].data.copy_(weight)
+
+
+def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False) -> LiveErasure:
+    """Apply an erasure to a live pipeline.
+
+    Args:
+        pipe: A diffusers pipeline or its denoiser.
+        erasure: What to apply.
+        allow_other_base: Apply it although the base weights differ from those it was made for.
+
+    Raises:
+        WrongBase: If the base differs.
+    """
+    live = LiveErasure.of(pipe)
+    live.add(erasure, allow_other_base=allow_other_base)
+    return live
+
+
+def remove(pipe: Any, erasure: Erasure | None = None) -> None:
+    """Take an erasure, or all, out of a live pipeline; the weights return bit for bit."""
+    LiveErasure.of(pipe).take(erasure)

@@ -1,0 +1,50 @@
+"""Images of many prompts at given seeds: the same seed gives the same noise whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+
+def generate(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 20,
+    guidance: float = 5.0,
+    batch: int = 16,
+    progress: str | None = None,
+) -> list[Image.Image]:
+    """One image for each (prompt, seed).
+
+    Args:
+        pipe: A Stable Diffusion pipeline.
+        prompts: `n` prompts.
+        seeds: `n` seeds; noise is drawn on the CPU, so devices agree.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale.
+        batch: Images at once.
+        progress: Label of a progress bar, or None.
+
+    Returns:
+        `n` RGB images.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"expected as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
+    pipe.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    starts: Any = range(0, len(prompts), batch)
+    if progress:
+        starts = tqdm(starts, desc=progress, unit="batch")
+    for start in starts:
+        stop = start + batch
+        noise = [torch.Generator("cpu").manual_seed(s) for s in seeds[start:stop]]
+        images += pipe(
+            list(prompts[start:stop]), generator=noise, num_inference_steps=steps, guidance_scale=guidance
+        ).images
+    return images

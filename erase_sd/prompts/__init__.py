@@ -1,0 +1,130 @@
+"""Prompt sets: what to say when a concept is meant, and what to say when it is not.
+
+A set is a YAML file; `nudity`, `weapons`, … ship with the package, and a path names your own. Prompts
+also come as plain strings or as text files, one a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+__all__ = ["Concept", "PromptSet", "clean", "load_set", "neutral", "read_prompts", "set_names"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept: its name and the other words for it."""
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """Name first, then synonyms."""
+        return (self.name, *self.synonyms)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A named set of concepts and the sentences they are put in.
+
+    Attributes:
+        name: Its name or path.
+        description: One line.
+        concepts: What the set is about.
+        templates: Sentences with one `{}` for the concept.
+        neutral: Nouns that have nothing to do with the concepts; they are retained.
+    """
+
+    name: str
+    description: str
+    concepts: tuple[Concept, ...]
+    templates: tuple[str, ...] = ("{}",)
+    neutral: tuple[str, ...] = field(default=())
+
+    def prompts(self, *, synonyms: bool = True) -> list[str]:
+        """Every concept, with its synonyms unless told otherwise, in every template."""
+        nouns = [n for c in self.concepts for n in (c.nouns if synonyms else c.nouns[:1])]
+        return [t.format(n) for n in nouns for t in self.templates]
+
+
+def set_names() -> list[str]:
+    """Names of the sets that ship with the package."""
+    return sorted(p.stem for p in HERE.glob("*.yaml") if not p.stem.startswith("_"))
+
+
+@cache
+def load_set(name: str) -> PromptSet:
+    """Load a set by name, or from a `.yaml` path.
+
+    Raises:
+        ValueError: If there is no such set or the file is not one; the message says what is expected.
+    """
+    import yaml
+
+    path = HERE / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"no prompt set {name!r}; there are {', '.join(set_names())}, or give a .yaml path")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), (dict, list)) or not raw["concepts"]:
+        raise ValueError(f"{path}: expected a mapping with `concepts`, a list of nouns or noun: [synonyms]")
+    listed = raw["concepts"]
+    pairs = listed.items() if isinstance(listed, dict) else ((c, ()) for c in listed)
+    return PromptSet(
+        name=name,
+        description=str(raw.get("description", "")),
+        concepts=tuple(Concept(str(n), tuple(str(s) for s in syn or ())) for n, syn in pairs),
+        templates=tuple(raw.get("templates") or ("{}",)),
+        neutral=tuple(raw.get("neutral") or ()),
+    )
+
+
+def neutral() -> list[str]:
+    """Templates with neutral nouns: ordinary prompts that no erasure should touch."""
+    base = load_set(str(HERE / "_neutral.yaml"))
+    return base.prompts()
+
+
+def clean(prompts: Iterable[str]) -> list[str]:
+    """Strip prompts, drop empty lines and repetitions, keep the order."""
+    return list(dict.fromkeys(p.strip() for p in prompts if p.strip()))
+
+
+def read_prompts(sources: Sequence[str], *, what: str) -> list[str]:
+    """Expand what a user typed: prompts, `set:NAME`, `file:PATH` (one prompt a line).
+
+    A bare word is always a prompt, never a file: `cat` erases cats whatever lies in the folder.
+
+    Args:
+        sources: What was typed.
+        what: "forget" or "retain", for messages.
+
+    Raises:
+        ValueError: If nothing is left, or a file or set cannot be read.
+    """
+    prompts: list[str] = []
+    for source in sources:
+        if source.startswith("set:"):
+            prompts += load_set(source[4:]).prompts()
+        elif source.startswith("file:"):
+            path = Path(source[5:])
+            try:
+                prompts += path.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"cannot read {what} prompts from {path}: {error}") from error
+        else:
+            prompts.append(source)
+    prompts = clean(prompts)
+    if sources and not prompts:
+        raise ValueError(f"the {what} prompts are empty; write at least one word")
+    return prompts
