@@ -1,0 +1,58 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erase_sd.moments import SecondMoment, orthonormal
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 40), d=st.integers(1, 12), cut=st.floats(0, 1), seed=st.integers(0, 2**16))
+def test_streaming_equals_batch_and_subtraction_undoes_it(n, d, cut, seed):
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    k = int(cut * n)
+    whole, a, b = SecondMoment.of(rows), SecondMoment.of(rows[:k]), SecondMoment.of(rows[k:])
+    torch.testing.assert_close((a + b).matrix, whole.matrix)
+    torch.testing.assert_close((b + a).mean, whole.mean)
+    torch.testing.assert_close((whole - a).gram, b.gram, atol=1e-9, rtol=1e-9)
+    assert (whole - a).count == n - k
+
+
+def test_matrix_is_the_uncentred_second_moment():
+    rows = torch.randn(30, 5, dtype=torch.float64) + 3
+    torch.testing.assert_close(SecondMoment.of(rows).matrix, torch.einsum("ni,nj->ij", rows, rows) / 30)
+
+
+def test_subspace_is_that_of_the_svd():
+    rows = torch.randn(50, 8, dtype=torch.float64)
+    _, _, vh = torch.linalg.svd(rows)
+    U = SecondMoment.of(rows).subspace(3)
+    torch.testing.assert_close(U @ U.T, vh[:3].T @ vh[:3])
+    torch.testing.assert_close(U.T @ U, torch.eye(3, dtype=torch.float64))
+
+
+def test_rank_beyond_the_data_is_refused():
+    with pytest.raises(ValueError, match="span 2 dimensions"):
+        SecondMoment.of(torch.randn(2, 8)).subspace(3)
+
+
+def test_nan_features_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        SecondMoment.of(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_widths_must_agree():
+    with pytest.raises(ValueError, match="expected 3, got 4"):
+        SecondMoment.zeros(3) + SecondMoment.zeros(4)
+
+
+def test_a_relative_ridge_ignores_the_scale():
+    rows = torch.randn(20, 4, dtype=torch.float64)
+    torch.testing.assert_close(SecondMoment.of(10 * rows).ridged(0.1), 100 * SecondMoment.of(rows).ridged(0.1))
+
+
+def test_orthonormal_basis_holds_the_rows():
+    rows = torch.randn(3, 6, dtype=torch.float64)
+    Q = orthonormal(rows)
+    assert Q.shape == (6, 3)
+    torch.testing.assert_close(rows @ Q @ Q.T, rows)
