@@ -104,6 +104,7 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
     old = draft.with_suffix(".old")
     try:
         yield draft
+        _make_readable(draft)  # the safetensors library writes files that only their owner can read
         _sync(draft)
         if target.is_dir() and not target.is_symlink():
             os.rename(target, old)  # a folder cannot be replaced by one call
@@ -121,6 +122,11 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+def _make_readable(path: Path) -> None:
+    for item in (path, *path.rglob("*")) if path.is_dir() else [path]:
+        item.chmod(0o755 if item.is_dir() else 0o644)
 
 
 def _sync(path: Path) -> None:
@@ -208,8 +214,7 @@ class DiffusersFolder:
         transformers may not load elsewhere.
         """
         shutil.copytree(self.path, draft, symlinks=False, ignore=shutil.ignore_patterns(".git", "erasure.*"))
-        for item in (draft, *draft.rglob("*")):
-            item.chmod(0o755 if item.is_dir() else 0o644)
+        _make_readable(draft)  # a read-only base gives read-only copies
         file = draft / self.denoiser_file.relative_to(self.path)
         overwrite_tensors(file, changed)
         (draft / PROVENANCE).write_text(json.dumps(provenance, indent=2, ensure_ascii=False), encoding="utf-8")

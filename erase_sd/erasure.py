@@ -167,7 +167,9 @@ class Erasure:
         path = Path(path)
         tensors = {}
         for i, part in enumerate(self.parts):
-            tensors[f"{i}.A"], tensors[f"{i}.B"] = part.edit.A.contiguous(), part.edit.B.contiguous()
+            # Unlink's A is its B: each needs memory of its own to be saved.
+            tensors[f"{i}.A"], tensors[f"{i}.B"] = part.edit.A.clone(), part.edit.B.clone()
+            tensors = {k: t.contiguous() for k, t in tensors.items()}
         about = {"erase_sd": json.dumps(self.describe(), ensure_ascii=False)}
         with atomic_path(path, force=force) as draft:
             save_file(tensors, draft, metadata=about)

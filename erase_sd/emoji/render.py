@@ -106,3 +106,11 @@ def render(scene: Scene) -> np.ndarray:
         mixed = top + under * (1 - top[..., 3:] / 255)
         canvas = Image.fromarray(np.clip(mixed, 0, 255).round().astype(np.uint8), "RGBa")
     return np.asarray(canvas.convert("RGB"))
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m erase_sd.emoji.render emoji.zip   (writes the world's sprites.zip)")
+    print(f"{build_sprites(Path(sys.argv[1]))} pictures in {SPRITES}")

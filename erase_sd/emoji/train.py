@@ -455,11 +455,14 @@ def save_clip(clip: nn.Module, folder: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = clip.config.to_dict()
     config["architectures"] = ["CLIPModel"]
+    config["dtype"] = config["torch_dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
     tower = {k: v for k, v in state.items() if k.startswith("text_model.")}
     save_file(tower, text / "model.safetensors", metadata={"format": "pt"})
     text_config = clip.config.text_config.to_dict()
     text_config["architectures"] = ["CLIPTextModel"]
+    # transformers loads the dtype named here; diffusers loads the rest in float32. They must agree.
+    text_config["dtype"] = text_config["torch_dtype"] = "float32"
     (text / "config.json").write_text(json.dumps(text_config, indent=2, default=str))
 
 

@@ -1,0 +1,198 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from erase_sd.cli.main import COMMANDS, main
+
+FAST = ["--images", "0"]
+
+
+def call(capsys, *argv):
+    code = main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def one_line(err):
+    lines = [line for line in err.splitlines() if line.startswith("erase-concept")]
+    assert "Traceback" not in err
+    return lines[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out and f"erase-concept {command}" in out
+
+
+def test_top_level_help_and_unknown_command(capsys):
+    assert call(capsys, "--help")[0] == 0
+    assert call(capsys)[0] == 2
+    code, _, err = call(capsys, "errase")
+    assert code == 2 and "did you mean erase" in one_line(err)
+    assert call(capsys, "--version")[1].startswith("erase-sd ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--forget", ""], "forget prompts are empty"),
+        (["--forget", "   "], "forget prompts are empty"),
+        (["--forget", "file:/no/such/file"], "cannot read forget prompts"),
+        (["--forget", "set:nothing"], "no prompt set 'nothing'"),
+        (["--forget", "cat", "--retain", "cat"], "both to forget and to retain"),
+        (["--forget", "cat", "--model", "/no/such/model"], "no such model"),
+        (["--forget", "cat", "--model", "."], "no model_index.json"),
+        (["--forget", "cat", "--rank", "900"], "rank 900 asked"),
+        (["--forget", "cat", "--option", "colour=red"], "no option 'colour'"),
+        (["--forget", "cat", "--option", "rank"], "NAME=VALUE"),
+        (["--forget", "cat", "--option", "rank=many"], "expected a int"),
+        (["--forget", "cat", "--toward", "dog"], "no target"),
+        (["--forget", "cat", "--tokens", "few"], "token rule"),
+        (["--forget", "cat", "--images", "-3"], "--images between"),
+    ],
+)
+def test_wrong_use_is_one_line_exit_2_and_nothing_written(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "erase", *argv, "--out", tmp_path / "out")
+    assert code == 2, err
+    assert message in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_erase_then_everything_else(capsys, tmp_path, embedded):
+    out = tmp_path / "cat-free"
+    code, text, err = call(capsys, "erase", "--forget", "cat", "--forget", "kitten", "--out", out, *FAST)
+    assert code == 0, err
+    assert str(out) in text
+    report = json.loads((out / "report.json").read_text())
+    assert report["edited"]["tensors"] == 14
+    assert "# emoji-sd without cat" in (out / "report.md").read_text()
+
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    code, _, err = call(capsys, "erase", "--forget", "dog", "--out", out, *FAST)
+    assert code == 2 and "--force" in one_line(err)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    dog = tmp_path / "dog-free"
+    assert call(capsys, "erase", "--forget", "dog", "--out", dog, "--json", *FAST)[0] == 0
+    code, text, _ = call(capsys, "verify", out, "--json")
+    assert code == 0 and json.loads(text)["erased weights"] is True
+    both = tmp_path / "both"
+    assert call(capsys, "apply", out, dog / "erasure.safetensors", "--out", both)[0] == 0
+    assert call(capsys, "verify", both)[0] == 0
+    assert call(capsys, "remove", both, "--concept", "dog", "--out", tmp_path / "cat.safetensors")[0] == 0
+    again = tmp_path / "again"
+    assert call(capsys, "apply", tmp_path / "cat.safetensors", "--out", again)[0] == 0
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (again / weights).read_bytes() == (out / weights).read_bytes()  # dog is gone without a trace
+    for style in ("peft", "kohya"):
+        lora = tmp_path / f"{style}.safetensors"
+        assert call(capsys, "export", out, "--style", style, "--out", lora)[0] == 0
+        assert lora.stat().st_size > 10_000
+
+    # A changed weight is noticed, an erasure for another base refused.
+    file = both / weights
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    file.write_bytes(data)
+    code, text, _ = call(capsys, "verify", both)
+    assert code == 1 and "FAILED" in text
+    code, _, err = call(capsys, "apply", out, "--model", both, "--out", tmp_path / "x")
+    assert code == 2 and "another base" in one_line(err) and not (tmp_path / "x").exists()
+
+
+def test_dry_run_writes_nothing(capsys, tmp_path):
+    assert call(capsys, "erase", "--forget", "cat", "--out", tmp_path / "o", "--dry-run")[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preflight(capsys, tmp_path):
+    code, text, err = call(capsys, "preflight", "--forget", "cat", "--json", "--plot", tmp_path / "p.png")
+    assert code == 0, err
+    report = json.loads(text)
+    assert len(report["words_hit"]) == 20 and "cat" not in [w["word"] for w in report["words_hit"]]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_preflight_keeps_a_drift_budget(capsys):
+    code, text, err = call(
+        capsys, "preflight", "--forget", "cat", "--method", "unlink-oblique", "--max-drift", "0.01", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(text)["certificate"]["retain_drift"] <= 0.01 + 1e-9
+
+
+def test_lists(capsys):
+    assert "rayleigh  (default)" in call(capsys, "methods")[1]
+    assert "weapons" in call(capsys, "prompts", "list")[1]
+    assert "a photo of gun" in call(capsys, "prompts", "show", "weapons")[1]
+    code, _, err = call(capsys, "prompts", "show", "nothing")
+    assert code == 2 and "no prompt set" in one_line(err)
+
+
+def test_ten_thousand_prompts(capsys, tmp_path):
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(f"cat {i % 300}" for i in range(10_000)))
+    code, _, err = call(capsys, "erase", "--forget", f"file:{many}", "--out", tmp_path / "o", "--dry-run")
+    assert code == 0, err
+
+
+def test_prompt_files_in_other_encodings(capsys, tmp_path):
+    good = tmp_path / "bom.txt"
+    good.write_bytes("\ufeffcat\r\n\r\nkitten\r\n".encode())
+    code, text, _ = call(capsys, "erase", "--forget", f"file:{good}", "--dry-run", "--json", "--out", tmp_path / "o")
+    assert code == 0 and json.loads(text)["erasure"]["concepts"][0]["forget"] == ["cat", "kitten"]
+    bad = tmp_path / "latin.txt"
+    bad.write_bytes(b"caf\xe9")
+    code, _, err = call(capsys, "erase", "--forget", f"file:{bad}", "--dry-run", "--out", tmp_path / "o")
+    assert code == 2 and "cannot read" in one_line(err)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(capsys, tmp_path):
+    tmp_path.chmod(0o555)
+    code, _, err = call(capsys, "erase", "--forget", "cat", "--out", tmp_path / "o", *FAST)
+    assert code == 1 and "denied" in one_line(err).lower()
+
+
+def test_full_disk_leaves_nothing(tmp_path):
+    """A file-size limit stands in for a full disk: the write of the U-Net's copy fails half-way."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000));"
+        "from erase_sd.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "erase", "--forget", "cat", "--images", "0", "--out", str(tmp_path / "o")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_erased_folder_loads_without_erase_sd(capsys, tmp_path):
+    out = tmp_path / "out"
+    assert call(capsys, "erase", "--forget", "cat", "--out", out, *FAST)[0] == 0
+    code = (
+        "import sys; from diffusers import StableDiffusionPipeline as P;"
+        f"P.from_pretrained({str(out)!r})('a photo of a dog', num_inference_steps=2).images[0].save({str(tmp_path / 'dog.png')!r});"
+        "assert not any(m.startswith('erase_sd') for m in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dog.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate(capsys, tmp_path):
+    argv = ["generate", "--prompt", "a cat", "--count", "2", "--steps", "2", "--out", tmp_path / "g.png"]
+    assert call(capsys, *argv)[0] == 0
+    code, _, err = call(capsys, *argv)
+    assert code == 2 and "--force" in one_line(err)

@@ -1,0 +1,173 @@
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from erase_sd.erasure import Erasure, WrongBase
+from erase_sd.fitting import fit
+from erase_sd.lora import lora_tensors
+from erase_sd.methods import METHODS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_round_trips(method, encoder, weights, tmp_path):
+    one = fit(encoder, ["cat"], retain=["dog"], method=method, weights=weights)
+    again = Erasure.load(one.save(tmp_path / "e.safetensors"))
+    assert torch.equal(again.edit.A, one.edit.A) and torch.equal(again.edit.B, one.edit.B)
+    assert json.dumps(again.describe()) == json.dumps(one.describe())
+    certificate = one.parts[0].certificate
+    assert all(math.isfinite(v) for v in certificate.values() if isinstance(v, float))
+    if METHODS[method].kinds == "v":
+        assert all("to_v" in name for name in one.base)
+
+
+def test_default_leaves_the_empty_prompt_and_takes_the_concept(cat):
+    certificate = cat.parts[0].certificate
+    assert certificate["null_change"] < 1e-3
+    assert certificate["forget_residual"] < 1
+
+
+def test_it_is_kilobytes(cat, tmp_path):
+    assert cat.save(tmp_path / "e.safetensors").stat().st_size < 16_000
+
+
+def test_sum_is_order_independent_and_difference_undoes_it(cat, dog):
+    both, other = cat + dog, dog + cat
+    assert both.names == other.names == ("cat", "dog")
+    assert torch.equal(both.edit.matrix, other.edit.matrix)
+    torch.testing.assert_close((both - cat).edit.matrix, dog.edit.matrix, atol=1e-10, rtol=0)
+    torch.testing.assert_close((both - "dog").edit.matrix, cat.edit.matrix, atol=1e-10, rtol=0)
+    for one in (cat, dog):
+        assert (both.edit.matrix @ one.edit.A).abs().max() < 1e-6
+
+
+def test_what_cannot_be_combined(cat, encoder):
+    with pytest.raises(ValueError, match="two concepts of one name"):
+        cat + cat
+    with pytest.raises(ValueError, match="not erased here: bird"):
+        cat - "bird"
+    values = fit(encoder, ["bird"], method="speed")
+    with pytest.raises(WrongBase, match="kinds"):
+        cat + values
+
+
+def test_another_base_is_refused_and_named(cat, weights):
+    name = next(iter(weights))
+    other = {**weights, name: weights[name] + 1}
+    with pytest.raises(WrongBase, match=f"1 of 14 tensors differ, e.g. {name}"):
+        cat.weights(other)
+    assert cat.weights(other, allow_other_base=True)
+    with pytest.raises(WrongBase, match="lacks 1 of 14"):
+        cat.check_base({n: w for n, w in weights.items() if n != name})
+
+
+def test_precision_of_the_base_does_not_matter_to_its_hash(cat, weights):
+    cat.check_base({n: w.float() for n, w in weights.items()})
+
+
+def test_lora_equals_bake(cat, dog, weights):
+    both = cat + dog
+    wide = {n: w.double() for n, w in weights.items()}
+    baked = both.weights(wide)
+    tensors = lora_tensors(both, wide, dtype=torch.float64)
+    for name, weight in wide.items():
+        key = "unet." + name.removesuffix(".weight")
+        delta = tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"]
+        torch.testing.assert_close(weight + delta, baked[name], atol=1e-10, rtol=0)
+
+
+def test_kohya_names_rank_and_alpha(cat, weights):
+    tensors = lora_tensors(cat, weights, style="kohya")
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert tensors[f"{key}.alpha"] == cat.edit.rank
+    assert tensors[f"{key}.lora_down.weight"].shape == (cat.edit.rank, 192)
+    assert len(tensors) == 3 * len(weights)
+    assert {k.split(".")[0] for k in tensors} == {
+        "lora_unet_" + n.removesuffix(".weight").replace(".", "_") for n in weights
+    }
+
+
+class TestBadFiles:
+    def test_missing(self, tmp_path):
+        with pytest.raises(ValueError, match="no such erasure file"):
+            Erasure.load(tmp_path / "x")
+
+    def test_truncated(self, cat, tmp_path):
+        path = cat.save(tmp_path / "e.safetensors")
+        for keep in (0, 7, 100, path.stat().st_size - 1):
+            cut = tmp_path / f"cut{keep}"
+            cut.write_bytes(path.read_bytes()[:keep])
+            with pytest.raises(ValueError, match="damaged"):
+                Erasure.load(cut)
+
+    @pytest.mark.parametrize(
+        "about",
+        ["", "[]", '"x"', "{}", '{"format": "1"}', '{"format": 1}', '{"format": 1, "concepts": [{}]}', '{"format": 1, "concepts": 3}'],
+    )
+    def test_hostile_metadata(self, tmp_path, about):
+        path = tmp_path / "e.safetensors"
+        save_file({"0.A": torch.zeros(3, 1)}, path, metadata={"erase_sd": about})
+        with pytest.raises(ValueError, match="erasure file"):
+            Erasure.load(path)
+
+    def test_newer_format(self, tmp_path):
+        path = tmp_path / "e.safetensors"
+        save_file({"0.A": torch.zeros(3, 1)}, path, metadata={"erase_sd": '{"format": 99}'})
+        with pytest.raises(ValueError, match="upgrade"):
+            Erasure.load(path)
+
+    def test_nan_factors(self, cat, tmp_path):
+        path = tmp_path / "e.safetensors"
+        nan = torch.full((192, 1), float("nan"), dtype=torch.float64)
+        save_file({"0.A": nan, "0.B": nan.clone()}, path, metadata={"erase_sd": json.dumps(cat.describe())})
+        with pytest.raises(ValueError, match="NaN"):
+            Erasure.load(path)
+
+
+class TestFit:
+    def test_nothing_to_forget(self, encoder):
+        with pytest.raises(ValueError, match="forget prompts are empty"):
+            fit(encoder, ["", "  "])
+
+    def test_retain_equals_forget(self, encoder):
+        with pytest.raises(ValueError, match="both to forget and to retain 'cat'"):
+            fit(encoder, ["Cat"], retain=["cat"])
+
+    def test_duplicates_and_blank_lines_change_nothing(self, encoder, cat):
+        again = fit(encoder, ["cat", "", " cat ", "kitten", "cat"], name="cat")
+        torch.testing.assert_close(again.edit.matrix, cat.edit.matrix)
+
+    def test_rank_beyond_the_data(self, encoder):
+        with pytest.raises(ValueError, match="rank 500 asked"):
+            fit(encoder, ["cat"], rank=500)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "magic"}, "no method 'magic'"),
+            ({"colour": 1}, "no option 'colour'"),
+            ({"toward": "animal"}, "no target"),
+            ({"strength": -1}, "between 0 and 10"),
+            ({"tokens": "few"}, "token rule"),
+            ({"variant": "soft"}, "variant"),
+        ],
+    )
+    def test_wrong_options(self, encoder, options, message):
+        with pytest.raises(ValueError, match=message):
+            fit(encoder, ["cat"], **options)
+
+    def test_nan_in_the_text_encoder(self, embedded):
+        from erase_sd.text import TextEncoder
+
+        broken = TextEncoder.from_folder(embedded)
+        with torch.no_grad():
+            next(broken.model.parameters()).fill_(float("nan"))
+        with pytest.raises(ValueError, match="NaN"):
+            fit(broken, ["cat"], method="unlink")
+
+    def test_a_target_moves_the_concept_there(self, encoder, weights):
+        edit = fit(encoder, ["cat"], method="uce", toward="dog", weights=weights, ridge=1e-8, preserve_scale=0.0).edit
+        cat, dog = encoder.subjects(["cat", "dog"])
+        assert (edit.features(cat) - dog).norm() < 1e-3 * dog.norm()

@@ -1,0 +1,42 @@
+"""What an import costs: the light paths must not pull in the heavy libraries."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "diffusers", "transformers", "gradio", "matplotlib")
+
+
+def loaded(code):
+    script = f"{code}\nimport sys; print(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        ("import erase_sd; dir(erase_sd)", set()),
+        ("from erase_sd.cli.main import main; main(['--help'])", set()),
+        ("from erase_sd.cli.main import main\ntry: main(['erase', '--help'])\nexcept SystemExit: pass", {"torch"}),
+        ("import erase_sd.moments, erase_sd.edit, erase_sd.methods.rayleigh", {"torch"}),
+        ("import erase_sd.erasure, erase_sd.checkpoints, erase_sd.lora, erase_sd.certify", {"torch"}),
+    ],
+)
+def test_light_paths_stay_light(code, allowed):
+    assert loaded(code) <= allowed
+
+
+def test_this_test_can_fail():
+    assert loaded("import torch") == {"torch"}
+
+
+def test_public_names_exist():
+    import erase_sd
+
+    for name in erase_sd.__all__:
+        assert getattr(erase_sd, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        erase_sd.nothing  # noqa: B018
+    assert callable(erase_sd.fit)  # a module of the same name would shadow it

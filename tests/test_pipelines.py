@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+
+from erase_sd.erasure import Erasure, WrongBase
+from erase_sd.lora import save_lora
+from erase_sd.pipelines import LiveErasure, apply, generate, remove
+
+PROMPTS, SEEDS = ["a photo of a cat", "a dog by noto"], [3, 4]
+
+
+def draw(pipe):
+    images = generate(pipe, PROMPTS, SEEDS, steps=4)
+    return np.stack([np.asarray(i, np.float32) / 255 for i in images])
+
+
+def state(pipe):
+    return {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
+
+
+def same(a, b):
+    return all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_apply_and_remove_restore_every_bit(pipe, cat, dog):
+    before = state(pipe)
+    apply(pipe, cat)
+    one = state(pipe)
+    assert not same(before, one)
+    changed = {n for n in before if not torch.equal(before[n], one[n])}
+    assert changed == set(cat.base)
+    apply(pipe, dog)
+    both = state(pipe)
+    remove(pipe, dog)
+    assert same(state(pipe), one)
+    remove(pipe)
+    assert same(state(pipe), before)
+    apply(pipe, dog)
+    apply(pipe, cat)
+    assert same(state(pipe), both)  # order does not matter, to the bit
+
+
+def test_strength_zero_is_the_original(pipe, cat):
+    before = state(pipe)
+    live = apply(pipe, cat)
+    full = state(pipe)
+    live.set_strength(0.5)
+    half = state(pipe)
+    name = next(iter(cat.base))
+    torch.testing.assert_close(half[name], (before[name] + full[name]) / 2, atol=1e-6, rtol=1e-4)
+    live.set_strength(0)
+    assert same(state(pipe), before)
+    live.set_strength(1)
+    assert same(state(pipe), full)
+
+
+def test_another_base_is_refused_before_anything_changes(pipe, cat):
+    with torch.no_grad():
+        dict(pipe.unet.named_parameters())[next(iter(cat.base))].add_(1)
+    before = state(pipe)
+    with pytest.raises(WrongBase, match="another base"):
+        apply(pipe, cat)
+    assert same(state(pipe), before)
+    apply(pipe, cat, allow_other_base=True)
+    remove(pipe)
+    assert same(state(pipe), before)
+
+
+def test_another_width_is_refused(pipe):
+    from dataclasses import replace
+
+    from erase_sd.edit import LowRankEdit
+    from erase_sd.erasure import Part
+
+    narrow = Erasure((Part("x", LowRankEdit(torch.randn(8, 1), torch.randn(8, 1)), ("x",)),))
+    with pytest.raises(WrongBase, match="width 8, the model has 192"):
+        apply(pipe, replace(narrow))
+
+
+def test_erase_and_restore_by_the_pipeline(pipe):
+    before = state(pipe)
+    first = pipe.erase("cat", retain="dog")
+    second = pipe.erase(["tiger"])
+    assert pipe.erasures == (first, second)
+    assert set(first.base) == set(second.base)  # the second was made on the original weights
+    pipe.restore(first)
+    assert pipe.erasures == (second,)
+    pipe.restore()
+    assert same(state(pipe), before)
+
+
+def test_runtime_edit_of_the_embeddings_equals_the_baked_weights(pipe, cat):
+    embeds, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+
+    def run(e, n):
+        noise = [torch.Generator().manual_seed(s) for s in SEEDS]
+        return pipe(prompt_embeds=e, negative_prompt_embeds=n, generator=noise, num_inference_steps=4,
+                    output_type="np").images  # fmt: skip
+
+    runtime = run(cat.edit.features(embeds), cat.edit.features(negative))
+    apply(pipe, cat)
+    np.testing.assert_allclose(run(embeds, negative), runtime, atol=2e-4)
+
+
+@pytest.mark.parametrize("style", ["peft", "kohya"])
+def test_lora_in_diffusers_equals_the_baked_edit(pipe, cat, dog, style, tmp_path):
+    both = cat + dog
+    weights = LiveErasure.of(pipe).originals()
+    original = draw(pipe)
+    live = apply(pipe, both)
+    baked = draw(pipe)
+    live.take()
+    assert np.abs(original - baked).max() > 1e-3
+    save_lora(both, weights, tmp_path / "lora.safetensors", style=style)
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors", adapter_name="no_cat")
+    np.testing.assert_allclose(draw(pipe), baked, atol=2 / 255)
+    pipe.set_adapters(["no_cat"], [0.0])
+    np.testing.assert_allclose(draw(pipe), original, atol=2 / 255)
+
+
+def test_the_same_seed_gives_the_same_image_in_any_batch(pipe):
+    alone = [np.asarray(generate(pipe, [p], [s], steps=3)[0], int) for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    together = [np.asarray(i, int) for i in generate(pipe, PROMPTS, SEEDS, steps=3)]
+    assert all(np.abs(a - b).max() <= 2 for a, b in zip(alone, together, strict=True))

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from erase_sd.text import TOKEN_RULES, TextEncoder
+
+
+def test_states_are_what_the_pipeline_sees(encoder, pipe):
+    prompts = ["a photo of a cat", "", "a dog by noto, on red"]
+    expected, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
+    torch.testing.assert_close(encoder.encode(prompts).states, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bos_is_one_vector_for_all_prompts(encoder):
+    states = encoder.encode(["cat", "a long prompt about a river", ""]).states[:, 0]
+    assert torch.allclose(states[0], states[1], atol=1e-6) and torch.allclose(states[0], states[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", TOKEN_RULES)
+def test_token_rules_pick_what_they_say(encoder, rule):
+    states = encoder.encode(["a photo of a cat", ""])
+    own = states.lengths.tolist()
+    assert own == [5, 0]
+    mask = states.mask(rule)
+    expected = {
+        "all": [77, 77],
+        "all-but-bos": [76, 76],
+        "words": [5, 0],
+        "words+eos": [6, 1],
+        "last-subject": [1, 1],
+    }[rule]
+    assert mask.sum(1).tolist() == expected
+    assert bool(mask[0, 0]) == (rule == "all")
+    if rule == "last-subject":
+        assert mask[0, 5] and mask[1, 1]  # for an empty prompt its EOS, never BOS
+
+
+def test_unknown_rule_is_refused(encoder):
+    with pytest.raises(ValueError, match="expected a token rule"):
+        encoder.encode(["x"]).mask("some")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["🐱 emoji", "قطة سوداء", "חתול", "日本の猫", "Zürich naïve", "a\tb\nc", "<|endoftext|> cat", "x" * 5000, "a cat " * 900]
+)
+def test_any_text_gives_finite_states_of_the_right_shape(encoder, prompt):
+    states = encoder.encode([prompt]).states
+    assert states.shape == (1, 77, encoder.width) and torch.isfinite(states).all()
+
+
+def test_long_prompts_are_cut_as_the_pipeline_cuts_them_and_said_so(encoder, pipe, caplog):
+    prompt = "a cat and a dog " * 60
+    expected, _ = pipe.encode_prompt([prompt], "cpu", 1, False)
+    torch.testing.assert_close(encoder.encode([prompt]).states, expected, atol=1e-5, rtol=1e-5)
+    with caplog.at_level("WARNING"):
+        list(encoder.stream([prompt, "cat"]))
+    assert "1 of 2 prompts are longer than 77 tokens" in caplog.text
+
+
+def test_streaming_equals_one_batch(encoder):
+    prompts = [f"a photo of thing {i}" for i in range(37)]
+    whole = encoder.encode(prompts).rows("all-but-bos").double()
+    moment = encoder.moment(prompts, "all-but-bos")
+    torch.testing.assert_close(moment.matrix, whole.T @ whole / len(whole), atol=1e-6, rtol=1e-5)
+    assert moment.count == 37 * 76
+
+
+def test_fingerprint_names_the_weights(encoder, embedded):
+    again = TextEncoder.from_folder(embedded)
+    assert again.fingerprint == encoder.fingerprint
+    with torch.no_grad():
+        next(again.model.parameters())[0, 0] += 1
+    again._fingerprint = None
+    assert again.fingerprint != encoder.fingerprint
+
+
+def test_a_folder_without_a_text_encoder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="cannot load the text encoder"):
+        TextEncoder.from_folder(tmp_path)
