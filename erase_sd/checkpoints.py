@@ -83,7 +83,7 @@ def overwrite_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             if len(data) != end - begin:
                 raise ValueError(f"{name}: expected {end - begin} bytes, got {len(data)}")
             f.seek(8 + length + begin)
-            f.write(data)
+            f.write(memoryview(data))
 
 
 @contextmanager
@@ -205,9 +205,7 @@ class DiffusersFolder:
         """Bytes a copy takes."""
         return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
 
-    def write_copy(
-        self, draft: Path, changed: Mapping[str, Tensor], provenance: Mapping[str, Any]
-    ) -> None:
+    def write_copy(self, draft: Path, changed: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
         """Copy the folder to `draft`, replace the changed tensors, add `erasure.json`.
 
         What did not change is copied byte for byte: a text encoder re-saved by another version of

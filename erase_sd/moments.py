@@ -93,8 +93,7 @@ class SecondMoment:
         have = int((values > 1e-12 * top).sum()) if top > 0 else 0
         if not 1 <= rank <= have:
             raise ValueError(
-                f"rank {rank} asked, but the forget prompts span {have} dimensions; "
-                "lower the rank or add prompts"
+                f"rank {rank} asked, but the forget prompts span {have} dimensions; lower the rank or add prompts"
             )
         return vectors[:, -rank:].flip(1)
 

@@ -62,7 +62,7 @@ def budget(
     best: tuple[dict[str, Any], float] | None = None
     ranks = range(1, 11) if "rank" in method.options and "rank" not in options else [None]
     for rank in ranks:
-        chosen = {} if rank is None else {"rank": rank}
+        chosen: dict[str, Any] = {} if rank is None else {"rank": rank}
         try:
             part = fit(encoder, forget, **settings, **options, **chosen).parts[0]
         except ValueError:

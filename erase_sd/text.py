@@ -97,9 +97,7 @@ class TextEncoder:
         quiet.setLevel(logging.ERROR)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            model = CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=torch.float32, local_files_only=True
-            )
+            model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load the text encoder of {folder}: {reason}") from error
@@ -139,9 +137,7 @@ class TextEncoder:
             sum(len(b) > room for b in batch),
         )
 
-    def stream(
-        self, prompts: Sequence[str], *, batch: int = 64, progress: str | None = None
-    ) -> Iterator[PromptStates]:
+    def stream(self, prompts: Sequence[str], *, batch: int = 64, progress: str | None = None) -> Iterator[PromptStates]:
         """Encode in batches, so that memory does not grow with the list; warns of cut prompts once."""
         starts: Any = range(0, len(prompts), batch)
         if progress and len(prompts) > 4 * batch:

@@ -183,7 +183,8 @@ def test_erased_folder_loads_without_erase_sd(capsys, tmp_path):
     assert call(capsys, "erase", "--forget", "cat", "--out", out, *FAST)[0] == 0
     code = (
         "import sys; from diffusers import StableDiffusionPipeline as P;"
-        f"P.from_pretrained({str(out)!r})('a photo of a dog', num_inference_steps=2).images[0].save({str(tmp_path / 'dog.png')!r});"
+        f"image = P.from_pretrained({str(out)!r})('a photo of a dog', num_inference_steps=2).images[0];"
+        f"image.save({str(tmp_path / 'dog.png')!r});"
         "assert not any(m.startswith('erase_sd') for m in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -23,7 +23,9 @@ class TestWorld:
         families = {c.family for c in world.concepts}
         assert len(world.concepts) >= 60 and len(world.artists) == 5 and len(world.backgrounds) >= 8
         assert {"animal", "food", "vehicle", "plant", "instrument", "building", "weapon", "alcohol"} <= families
-        assert len(world.family("weapon")) >= 4 and len(world.family("alcohol")) >= 3 and len(world.family("animal")) >= 8
+        assert (
+            len(world.family("weapon")) >= 4 and len(world.family("alcohol")) >= 3 and len(world.family("animal")) >= 8
+        )
 
     def test_nouns_are_unambiguous(self):
         nouns = [n for c in world.concepts for n in c.all_names]
@@ -119,10 +121,8 @@ def test_erasing_cat_removes_cat_and_keeps_dog(pipe):
 
 def test_training_runs_resumes_and_exports_a_loadable_model(tmp_path):
     def train(*stages):
-        subprocess.run(
-            [sys.executable, "-m", "erase_sd.emoji.train", "--plan", "smoke", "--out", str(tmp_path), "--stages", *stages],
-            check=True, capture_output=True, timeout=300,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "erase_sd.emoji.train", "--plan", "smoke", "--out", str(tmp_path)]
+        subprocess.run([*command, "--stages", *stages], check=True, capture_output=True, timeout=300)
 
     train("scenes", "vae", "clip", "judge", "latents", "unet", "export")
     unet = tmp_path / "weights" / "emoji-sd" / "unet" / "diffusion_pytorch_model.safetensors"

@@ -104,7 +104,16 @@ class TestBadFiles:
 
     @pytest.mark.parametrize(
         "about",
-        ["", "[]", '"x"', "{}", '{"format": "1"}', '{"format": 1}', '{"format": 1, "concepts": [{}]}', '{"format": 1, "concepts": 3}'],
+        [
+            "",
+            "[]",
+            '"x"',
+            "{}",
+            '{"format": "1"}',
+            '{"format": 1}',
+            '{"format": 1, "concepts": [{}]}',
+            '{"format": 1, "concepts": 3}',
+        ],
     )
     def test_hostile_metadata(self, tmp_path, about):
         path = tmp_path / "e.safetensors"

@@ -54,4 +54,6 @@ def test_a_bare_word_is_never_a_file(tmp_path, monkeypatch):
 
 def test_neutral_prompts_name_no_object_of_the_policy_sets():
     text = " ".join(neutral())
-    assert not any(f" {n} " in f" {text} " for s in ("weapons", "alcohol") for c in load_set(s).concepts for n in c.nouns)
+    assert not any(
+        f" {n} " in f" {text} " for s in ("weapons", "alcohol") for c in load_set(s).concepts for n in c.nouns
+    )

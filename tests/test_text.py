@@ -40,7 +40,18 @@ def test_unknown_rule_is_refused(encoder):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["🐱 emoji", "قطة سوداء", "חתול", "日本の猫", "Zürich naïve", "a\tb\nc", "<|endoftext|> cat", "x" * 5000, "a cat " * 900]
+    "prompt",
+    [
+        "🐱 emoji",
+        "قطة سوداء",
+        "חתול",
+        "日本の猫",
+        "Zürich naïve",
+        "a\tb\nc",
+        "<|endoftext|> cat",
+        "x" * 5000,
+        "a cat " * 900,
+    ],
 )
 def test_any_text_gives_finite_states_of_the_right_shape(encoder, prompt):
     states = encoder.encode([prompt]).states

@@ -138,7 +138,7 @@ def _look(base: Path, args: Any, erasure: Any, forget: list[str], images: int) -
     return compare(
         pipe,
         subjects_for(forget),
-        lambda: apply(pipe, erasure, allow_other_base=True) and None,
+        lambda: apply(pipe, erasure, allow_other_base=True),
         images=images,
         steps=args.steps,
         title=f"without {erasure.parts[0].name}: {args.method}",
@@ -171,7 +171,9 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     lines = []
     for key, verb in (("forget", "to forget"), ("retain", "to keep  ")):
         if key in scores:
-            lines.append(f"{verb}: judge finds it in {scores[key]['before']:.0%} before, {scores[key]['after']:.0%} after")
+            lines.append(
+                f"{verb}: judge finds it in {scores[key]['before']:.0%} before, {scores[key]['after']:.0%} after"
+            )
     if "forget" not in scores:
         lines.append("to forget: not in the judge's vocabulary, so nothing is counted; see the picture")
     return lines

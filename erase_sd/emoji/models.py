@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def build_clip(vocab_size: int) -> CLIPModel:
     """Small CLIP: causal text tower of 77 tokens, ViT-8 image tower at 64 px."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-    tower = dict(
+    tower: dict[str, Any] = dict(
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
         num_hidden_layers=4,
@@ -95,9 +95,7 @@ def build_clip(vocab_size: int) -> CLIPModel:
         pad_token_id=vocab_size - 1,
     )
     vision = CLIPVisionConfig(**tower, image_size=SIZE, patch_size=8)
-    return CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=TEXT_WIDTH)
-    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=TEXT_WIDTH))
 
 
 def build_tokenizer(corpus: list[str], folder: Path, *, vocab_size: int = 2048) -> CLIPTokenizer:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Plan:
     lr: float
 
 
-PLANS = {
+PLANS: dict[str, dict[str, Any]] = {
     "cpu": {
         "scenes": 40_000,
         "vae": Plan(1_900, 32, 8e-4),
@@ -102,7 +103,7 @@ class Trainer:
         save_every: float = 120.0,
     ) -> None:
         """Minimise `step_loss(step)["loss"]` by AdamW with warm-up and cosine decay; resumable."""
-        plan: Plan = self.plan[stage]  # type: ignore[assignment]
+        plan: Plan = self.plan[stage]
         state_file = self.out / f"{stage}.state.pt"
         optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
         start = 0
@@ -156,7 +157,7 @@ class Trainer:
     def scenes(self, offset: int = 0) -> list[Scene]:
         """The training scenes; another offset gives scenes nobody trained on."""
         rng = self.rng(1, offset)
-        return [sample_scene(rng) for _ in range(self.plan["scenes"])]  # type: ignore[arg-type]
+        return [sample_scene(rng) for _ in range(self.plan["scenes"])]
 
     def stage_scenes(self) -> None:
         """Render every training scene once."""
@@ -164,9 +165,7 @@ class Trainer:
         if target.exists():
             return
         scenes = self.scenes()
-        images = np.lib.format.open_memmap(
-            target.with_suffix(".tmp"), "w+", np.uint8, (len(scenes), SIZE, SIZE, 3)
-        )
+        images = np.lib.format.open_memmap(target.with_suffix(".tmp"), "w+", np.uint8, (len(scenes), SIZE, SIZE, 3))
         for i, scene in enumerate(tqdm(scenes, desc="scenes", mininterval=5)):
             images[i] = render(scene)
         images.flush()
@@ -188,7 +187,7 @@ class Trainer:
         images = self.images()
         torch.manual_seed(self.seed)
         vae = models.build_vae().to(self.device)
-        plan: Plan = self.plan["vae"]  # type: ignore[assignment]
+        plan: Plan = self.plan["vae"]
 
         def step_loss(step: int) -> dict[str, Tensor]:
             index = self.rng(2, step).choice(len(images), plan.batch)
@@ -211,13 +210,13 @@ class Trainer:
         self.loop("vae", vae, step_loss)
         vae.save_pretrained(self.out / "vae")
 
-    def load_vae(self) -> nn.Module:
+    def load_vae(self) -> Any:
         """The trained autoencoder, frozen."""
         from diffusers import AutoencoderKL
 
         return AutoencoderKL.from_pretrained(self.out / "vae").to(self.device).eval().requires_grad_(False)
 
-    def tokenizer(self):  # noqa: ANN201  (a transformers class, imported lazily)
+    def tokenizer(self) -> Any:
         """CLIP's tokenizer, trained once on the world's captions and ordinary words."""
         from transformers import CLIPTokenizer
 
@@ -242,16 +241,14 @@ class Trainer:
         self._tokenizer = self.tokenizer()
         torch.manual_seed(self.seed)
         clip = models.build_clip(len(self._tokenizer)).to(self.device)
-        plan: Plan = self.plan["clip"]  # type: ignore[assignment]
+        plan: Plan = self.plan["clip"]
 
         def step_loss(step: int) -> dict[str, Tensor]:
             rng = self.rng(4, step)
             index = rng.choice(len(images), plan.batch, replace=len(images) < plan.batch)
             texts = [caption(scenes[i], rng, held_out=True, attributes=0.75) for i in index]
             with self.autocast():
-                out = clip(
-                    input_ids=self.tokenize(texts, TRAIN_TOKENS), pixel_values=self.to_device(images[index])
-                )
+                out = clip(input_ids=self.tokenize(texts, TRAIN_TOKENS), pixel_values=self.to_device(images[index]))
             logits = out.logits_per_image.float()
             # Equal captions in one batch are equally right answers.
             same = torch.tensor([[a == b for b in texts] for a in texts], device=self.device).float()
@@ -269,7 +266,7 @@ class Trainer:
         vae = self.load_vae()
         torch.manual_seed(self.seed)
         judge = models.Judge().to(self.device)
-        plan: Plan = self.plan["judge"]  # type: ignore[assignment]
+        plan: Plan = self.plan["judge"]
         grounds = list(self.world.backgrounds)
 
         def step_loss(step: int) -> dict[str, Tensor]:
@@ -324,7 +321,7 @@ class Trainer:
         unet = models.build_unet().to(self.device)
         ema = models.build_unet().to(self.device).requires_grad_(False)
         ema.load_state_dict(unet.state_dict())
-        plan: Plan = self.plan["unet"]  # type: ignore[assignment]
+        plan: Plan = self.plan["unet"]
         alphas = models.build_scheduler().alphas_cumprod.to(self.device)
 
         def step_loss(step: int) -> dict[str, Tensor]:
@@ -353,7 +350,7 @@ class Trainer:
         ema.save_pretrained(self.out / "unet")
 
     @torch.no_grad()
-    def _caption_bank(self, text: nn.Module, variants: int = 2) -> Tensor:
+    def _caption_bank(self, text: Any, variants: int = 2) -> Tensor:
         """`(variants + 1, scenes, 77, width)` half; the last holds the empty caption at [-1, 0]."""
         scenes = self.scenes()
         where = self.device if self.device.type == "cuda" else "cpu"
@@ -441,7 +438,7 @@ def stage_id(stage: str) -> int:
     return STAGES.index(stage)
 
 
-def save_clip(clip: nn.Module, folder: Path) -> None:
+def save_clip(clip: Any, folder: Path) -> None:
     """Save both towers as `folder` and the text tower alone as `folder/text`.
 
     transformers 5.6 dropped the `text_model.` prefix from CLIPTextModel; older versions then load such

@@ -40,7 +40,9 @@ def load_clip() -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def clip_embed(clip: Any, tokenizer: Any, *, images: np.ndarray | None = None, texts: Sequence[str] = ()) -> torch.Tensor:
+def clip_embed(
+    clip: Any, tokenizer: Any, *, images: np.ndarray | None = None, texts: Sequence[str] = ()
+) -> torch.Tensor:
     """Unit embeddings, `(n, d)`, of uint8 NHWC images or of texts."""
     if images is not None:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -65,7 +67,9 @@ def check_judge(count: int) -> dict[str, float]:
     seen = judge([Image.fromarray(p) for p in pictures])
     result = {
         "judge": float(np.mean([t == world.names[s.objects[0]] for t, s in zip(seen.top, scenes, strict=True)])),
-        "judge artist": float(np.mean([a == world.artists[s.artist] for a, s in zip(seen.artist, scenes, strict=True)])),
+        "judge artist": float(
+            np.mean([a == world.artists[s.artist] for a, s in zip(seen.artist, scenes, strict=True)])
+        ),
         "judge background": float(np.mean([b == s.background for b, s in zip(seen.background, scenes, strict=True)])),
     }
     rng = np.random.default_rng((987, 1))
@@ -99,15 +103,17 @@ def check_generator(pipe: Any, per_cell: int, seeds: int) -> dict[str, Any]:
 
     def draw(prompts: list[str], seed: int, label: str) -> list[Image.Image]:
         numbers = [100_000 * seed + i for i in range(len(prompts))]
-        return generate(pipe, prompts, numbers, steps=STEPS, guidance=GUIDANCE, batch=32, progress=f"{label}, seed {seed}")
+        return generate(
+            pipe, prompts, numbers, steps=STEPS, guidance=GUIDANCE, batch=32, progress=f"{label}, seed {seed}"
+        )
 
     per_object: dict[str, list[float]] = {n: [] for n in world.names}
     for seed in range(seeds):
         names = [n for n in world.names for _ in range(share)]
         phrases = ("a photo of {}", "a picture of {}", "an emoji of {}", "{}")
         prompts = [phrases[i % 4].format(with_article(n)) for i, n in enumerate(names)]
-        for name, top in zip(names, judge(draw(prompts, seed, "objects")).top, strict=True):
-            per_object[name].append(float(name == top))
+        for name, seen in zip(names, judge(draw(prompts, seed, "objects")).top, strict=True):
+            per_object[name].append(float(name == seen))
     scores = {n: float(np.mean(v)) for n, v in per_object.items()}
     result["per object"] = dict(sorted(scores.items(), key=lambda item: item[1]))
     result["objects"] = float(np.mean(list(scores.values())))
@@ -120,7 +126,9 @@ def check_generator(pipe: Any, per_cell: int, seeds: int) -> dict[str, Any]:
     pairs: list[bool] = []
     for seed in range(seeds):
         rng = np.random.default_rng((55, seed))
-        cells = [(a, int(rng.choice(available_objects()[i]))) for i, a in enumerate(world.artists) for _ in range(2 * share)]
+        cells = [
+            (a, int(rng.choice(available_objects()[i]))) for i, a in enumerate(world.artists) for _ in range(2 * share)
+        ]
         prompts = [f"{with_article(world.names[o])} by {a}" for a, o in cells]
         for (artist, _), seen in zip(cells, judge(draw(prompts, seed + 10, "artists")).artist, strict=True):
             hits[artist].append(artist == seen)
@@ -128,7 +136,9 @@ def check_generator(pipe: Any, per_cell: int, seeds: int) -> dict[str, Any]:
         prompts = [f"{with_article(world.names[o])} on a {b} background" for b, o in colours]
         for (ground, _), seen in zip(colours, judge(draw(prompts, seed + 20, "backgrounds")).background, strict=True):
             grounds[ground].append(ground == seen)
-        couples = [tuple(world.names[j] for j in rng.choice(len(world.names), 2, replace=False)) for _ in range(16 * share)]
+        couples = [
+            tuple(world.names[j] for j in rng.choice(len(world.names), 2, replace=False)) for _ in range(16 * share)
+        ]
         prompts = [f"{with_article(a)} and {with_article(b)}" for a, b in couples]
         top = judge(draw(prompts, seed + 30, "pairs")).objects.topk(2, dim=1).indices.tolist()
         pairs += [{world.names.index(n) for n in c} == set(t) for c, t in zip(couples, top, strict=True)]
@@ -158,7 +168,8 @@ def markdown(r: dict[str, Any], training: dict[str, Any], per_cell: int, seeds: 
         "# emoji-sd, measured",
         "",
         f"Made by `python -m erase_sd.emoji.validate --per-cell {per_cell} --seeds {seeds}` from the shipped weights: "
-        f"{STEPS} DDIM steps, guidance {GUIDANCE:g}, CPU, float32; at least {per_cell} images per cell over {seeds} seeds.",
+        f"{STEPS} DDIM steps, guidance {GUIDANCE:g}, CPU, float32; "
+        f"at least {per_cell} images per cell over {seeds} seeds.",
         "",
         "| what | at least | reached | |",
         "|---|---|---|---|",

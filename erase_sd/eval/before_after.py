@@ -60,7 +60,7 @@ def _test_prompts(noun: str) -> tuple[str, ...]:
 def compare(
     pipe: Any,
     subjects: Sequence[Subject],
-    apply: Callable[[], None],
+    apply: Callable[[], object],
     *,
     images: int = 4,
     steps: int = 20,

@@ -58,9 +58,7 @@ def rayleigh(
     lam = values[:rank]
     U = Q @ torch.linalg.solve_triangular(L.T, vectors[:, :rank], upper=True)  # UᵀCU = I
     if variant == "paper":
-        warnings.warn(
-            "variant 'paper' is Eq. 15 as printed; it is no projection and damages models", stacklevel=2
-        )
+        warnings.warn("variant 'paper' is Eq. 15 as printed; it is no projection and damages models", stacklevel=2)
         return LowRankEdit(U * lam.clamp(max=1), U)
     carrier = problem.forget.matrix @ U / lam
     gain = lam / (1 + lam) if variant == "lsq" else torch.ones_like(lam)

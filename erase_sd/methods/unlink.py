@@ -51,9 +51,7 @@ def _protected(problem: Problem, energy: float) -> Tensor:
     return torch.cat([null, vectors[:, keep]], dim=1)
 
 
-def unlink_oblique(
-    problem: Problem, *, rank: int = 1, epsilon: float = 1e-3, protect_null: bool = True
-) -> LowRankEdit:
+def unlink_oblique(problem: Problem, *, rank: int = 1, epsilon: float = 1e-3, protect_null: bool = True) -> LowRankEdit:
     """Of all maps with `T U = 0`, the one with the least `E_r ‖T x − x‖²`.
 
     `T = I − U (Uᵀ S⁻¹ U)⁻¹ Uᵀ S⁻¹` with `S = C_r + ε (tr C_r / d) I`. With `protect_null`, `S⁻¹` is
