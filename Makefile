@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "erase-sd needs Python 3.10 or newer; set PYTHON=..." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) \
 	  || { echo "python3-venv is missing: apt install python3-venv" >&2; exit 2; }
 	@echo "installing into $(VENV) (once, a minute or two) ..."
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'

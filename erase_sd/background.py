@@ -7,7 +7,9 @@ So each encoder's own whole-word vocabulary, in neutral templates, is encoded on
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from erase_sd.checkpoints import atomic_path
 from erase_sd.moments import SecondMoment
 from erase_sd.text import TextEncoder
 
-VERSION = 1
+logger = logging.getLogger("erase_sd")
+
 WORDS = 2000
 TEMPLATES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
 RULE = "all-but-bos"
@@ -82,19 +85,23 @@ def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
 
 def background(encoder: TextEncoder) -> Background:
     """The encoder's background, from the cache if it is there; made in seconds to minutes otherwise."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{VERSION}.safetensors"
     words = vocabulary(encoder)
     prompts = [TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)]
+    content = hashlib.sha256("\n".join([RULE, *prompts]).encode()).hexdigest()
+    path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
         try:
             data = load_file(path)
-            if len(data["meanings"]) == len(prompts):
-                moment = SecondMoment(data["gram"], data["total"], float(data["count"]))
+            moment = SecondMoment(data["gram"], data["total"], float(data["count"]))
+            if torch.isfinite(moment.gram).all() and data["meanings"].shape == (len(prompts), encoder.width):
                 return Background(moment, tuple(prompts), data["meanings"])
-        except Exception:  # a damaged cache is no error: it is made again, and written whole
-            path.unlink(missing_ok=True)
+            reason = "it holds other data"
+        except (SafetensorError, OSError, KeyError) as error:
+            reason = str(error)
+        logger.warning("the cached background %s is unusable (%s); making it again", path, reason)
     moment, rows = SecondMoment.zeros(encoder.width), []
     for states in encoder.stream(prompts, progress="background moment (once per text encoder)"):
         moment = moment + SecondMoment.of(states.rows(RULE))
@@ -106,6 +113,9 @@ def background(encoder: TextEncoder) -> Background:
         "count": torch.tensor(moment.count, dtype=torch.float64),
         "meanings": result.meanings.contiguous(),
     }
-    with atomic_path(path, force=True) as draft:
-        save_file(tensors, draft, metadata={"words": json.dumps(len(words))})
+    try:
+        with atomic_path(path, force=True) as draft:
+            save_file(tensors, draft, metadata={"prompts": json.dumps(len(prompts))})
+    except OSError as error:
+        logger.warning("cannot cache the background moment (%s); set ERASE_SD_CACHE to a writable folder", error)
     return result

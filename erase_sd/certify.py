@@ -10,6 +10,7 @@ from torch import Tensor
 from erase_sd.edit import LowRankEdit
 from erase_sd.methods.problem import Problem
 from erase_sd.methods.rece import revival
+from erase_sd.moments import SecondMoment
 
 
 def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
@@ -48,13 +49,18 @@ def energy_share(gram: Tensor, map_: Tensor) -> float:
     return (max(float((map_ @ gram @ map_.T).trace()), 0.0) / total) ** 0.5 if total > 0 else 0.0
 
 
-def certify(edit: LowRankEdit, problem: Problem) -> dict[str, Any]:
+def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | None = None) -> dict[str, Any]:
     """Measure an edit on the features it was made of.
+
+    Args:
+        edit: The edit.
+        problem: What it was made of.
+        ordinary: Moment of ordinary prompts to measure drift on; default: the problem's retain moment.
 
     Returns:
         JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
         empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
-        `retain_drift`, root mean square relative change of the retained rows; `kept_drift`, the same
+        `retain_drift`, root mean square relative change of ordinary prompts; `kept_drift`, the same
         for the worst listed prompt; `spectrum`, top eigenvalue shares of the forget features; and
         `recoverability` where the weights are known.
     """
@@ -67,7 +73,7 @@ def certify(edit: LowRankEdit, problem: Problem) -> dict[str, Any]:
         "norm": edit.norm,
         "null_change": float(change(edit, problem.null).max()) if len(problem.null) else 0.0,
         "forget_residual": energy_share(problem.forget.gram, T),
-        "retain_drift": energy_share(problem.retain.gram, moved),
+        "retain_drift": energy_share((ordinary or problem.retain).gram, moved),
         "kept_drift": float(change(edit, problem.kept).max()) if len(problem.kept) else 0.0,
         "spectrum": [round(float(v), 6) for v in spectrum[:8] / spectrum.sum()],
     }

@@ -25,15 +25,17 @@ from erase_sd.sites import Architecture, identify
 
 PROVENANCE = "erasure.json"  # beside model_index.json; diffusers ignores it
 ERASURE = "erasure.safetensors"
+LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx")
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's shape and its values as float32.
+    """SHA-256 of a tensor's shape and its values rounded to float16.
 
-    float16 and bfloat16 are exact in float32, so a checkpoint and its upcast copy have one hash.
+    So a float32 checkpoint, its float16 variant and a pipeline loaded from either have one hash.
     """
-    data = tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False)
+    data = tensor.detach().half().cpu().contiguous().numpy().astype("<f2", copy=False)
     return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + data.tobytes()).hexdigest()
 
 
@@ -97,8 +99,7 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: If it exists and `force` is off.
     """
-    if os.path.lexists(target) and not force:
-        raise FileExistsError(f"{target} exists; choose another --out or add --force")
+    check_target(target, force=force)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
     old = draft.with_suffix(".old")
@@ -106,27 +107,70 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
         yield draft
         _make_readable(draft)  # the safetensors library writes files that only their owner can read
         _sync(draft)
-        if target.is_dir() and not target.is_symlink():
-            os.rename(target, old)  # a folder cannot be replaced by one call
+        if target.is_dir() and not draft.is_dir():
+            raise FileExistsError(f"{target} is a folder; name a file")
+        if os.path.lexists(target) and target.is_dir():
+            os.rename(target, old)  # a folder that is not empty cannot be replaced by one call
             try:
                 os.rename(draft, target)
             except BaseException:
                 os.rename(old, target)
                 raise
-        else:
+        elif draft.is_dir() or force:
             os.replace(draft, target)
+        else:
+            _place_new(draft, target)
         _sync_one(target.parent)
     finally:
-        for leftover in (draft, old):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+        _discard(draft)
+        if os.path.lexists(target):  # never the only copy
+            _discard(old)
+
+
+def _place_new(draft: Path, target: Path) -> None:
+    try:
+        os.link(draft, target)  # unlike a rename, fails if another writer came first
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.rename(draft, target)
+
+
+def check_target(target: Path, *, force: bool = False) -> None:
+    """Refuse to write over what should stay; a folder is replaced only if this tool wrote it.
+
+    Raises:
+        FileExistsError: With what to do.
+    """
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise FileExistsError(f"{target} exists; choose another --out or add --force")
+    if target.is_dir() and any(target.iterdir()) and not (target / PROVENANCE).is_file():
+        raise FileExistsError(f"{target} holds no {PROVENANCE}: it was not written by this tool and is not replaced")
+
+
+def check_apart(out: Path, base: Path) -> None:
+    """Refuse an output that is, holds or lies inside the base model."""
+    a, b = out.resolve(), base.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise ValueError(f"--out {out} overlaps the base model {base}; choose a folder beside it")
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _make_readable(path: Path) -> None:
+    """Give what was written the modes of any new file under the user's umask."""
+    umask = os.umask(0o077)
+    os.umask(umask)
     for item in (path, *path.rglob("*")) if path.is_dir() else [path]:
-        item.chmod(0o755 if item.is_dir() else 0o644)
+        if not item.is_symlink():
+            item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
 
 
 def _sync(path: Path) -> None:
@@ -141,12 +185,6 @@ def _sync_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_text(path: Path, text: str, *, force: bool = True) -> None:
-    """Write a small text file atomically."""
-    with atomic_path(path, force=force) as draft:
-        draft.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -177,7 +215,10 @@ class DiffusersFolder:
             raise ValueError(f"{path} is not a diffusers checkpoint: it has no model_index.json")
         config = path / "unet" / "config.json"
         try:
-            architecture = identify(json.loads(config.read_text(encoding="utf-8")))
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError(f"{config} is not a model configuration")
+            architecture = identify(settings)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot read unet/config.json: {error}") from error
         return cls(path, architecture, variant)
@@ -209,9 +250,21 @@ class DiffusersFolder:
         """Copy the folder to `draft`, replace the changed tensors, add `erasure.json`.
 
         What did not change is copied byte for byte: a text encoder re-saved by another version of
-        transformers may not load elsewhere.
+        transformers may not load elsewhere. Other copies of the denoiser's weights (variants, pickles,
+        single files) are left behind, since they would still hold the concept.
         """
-        shutil.copytree(self.path, draft, symlinks=False, ignore=shutil.ignore_patterns(".git", "erasure.*"))
+        keep = self.denoiser_file.name
+
+        def leave(folder: str, names: list[str]) -> set[str]:
+            here = Path(folder)
+            gone = {n for n in names if n == ".git" or n in LEFT_BEHIND}
+            if here == self.path:
+                gone |= {n for n in names if n.endswith(_WEIGHTS) and not (here / n).is_dir()}
+            elif here == self.path / self.architecture.denoiser:
+                gone |= {n for n in names if n.endswith((*_WEIGHTS, ".index.json")) and n != keep}
+            return gone
+
+        shutil.copytree(self.path, draft, symlinks=False, ignore=leave)
         _make_readable(draft)  # a read-only base gives read-only copies
         file = draft / self.denoiser_file.relative_to(self.path)
         overwrite_tensors(file, changed)

@@ -70,6 +70,16 @@ class LowRankEdit:
         inside = torch.eye(q.shape[1], dtype=torch.float64) - (q.T @ self.A) @ (self.B.T @ q)
         return max(float(torch.linalg.matrix_norm(inside, 2)), 1.0 if q.shape[1] < self.width else 0.0)
 
+    @property
+    def is_scaled_projection(self) -> bool:
+        """Whether `BᵀA = s I`: a projection at some strength `s`."""
+        if self.rank == 0:
+            return True
+        D = self.B.T @ self.A
+        s = D.diagonal().mean()
+        eye = torch.eye(self.rank, dtype=torch.float64)
+        return float((D - s * eye).abs().max()) <= 1e-6 * max(float(s.abs()), 1e-300)
+
     def scaled(self, strength: float) -> LowRankEdit:
         """`I − s A Bᵀ`: 0 changes nothing, 1 is this edit, above 1 pushes past it."""
         return LowRankEdit(strength * self.A, self.B)
@@ -112,10 +122,11 @@ class LowRankEdit:
 def joint(edits: Sequence[LowRankEdit]) -> LowRankEdit:
     """Combine edits so that their order does not matter and each erases what it erased alone.
 
-    With `A`, `B` the concatenated factors, `G = BᵀA` and `D` its block diagonal,
-    `T = I − A (I + (G − D) D⁻¹)⁻¹ Bᵀ`. One edit comes back as it was. For projections (`D = I`)
-    this is the projection along all `A` at once, `I − A (BᵀA)⁻¹ Bᵀ`: for edits that are least-squares
-    optimal for one metric, again the least-squares optimum. Scaled projections keep their strengths.
+    For projections (`BᵀA = I`), with `A`, `B` the concatenated factors, this is the projection along
+    all `A` at once, `I − A (BᵀA)⁻¹ Bᵀ`: for edits that are least-squares optimal under one metric,
+    again the least-squares optimum. Projections of strength `s` enter with `diag(s)`, so each keeps
+    its own. Edits that are no projections (UCE and its kin move a concept rather than remove it) are
+    superposed, `I − Σ A Bᵀ`, as stacked LoRAs are. One edit comes back as it was.
     """
     if not edits:
         raise ValueError("expected at least one edit, got none")
@@ -125,8 +136,10 @@ def joint(edits: Sequence[LowRankEdit]) -> LowRankEdit:
         return edits[0]
     A = torch.cat([e.A for e in edits], dim=1)
     B = torch.cat([e.B for e in edits], dim=1)
+    if not all(e.is_scaled_projection for e in edits):
+        return LowRankEdit(A, B)
     G = B.T @ A
-    D = torch.block_diag(*(e.B.T @ e.A for e in edits))
+    D = torch.block_diag(*(e.B.T @ e.A for e in edits))  # the strengths
     eye = torch.eye(len(G), dtype=torch.float64)
     # pinv, not inv: two prompts with one meaning give dependent columns.
     coupling = eye + (G - D) @ torch.linalg.pinv(D, rtol=1e-10)

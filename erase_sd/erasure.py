@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,11 @@ class Erasure:
         return tuple(p.name for p in self.parts)
 
     def scaled(self, strength: float) -> Erasure:
-        """The same erasure at another strength; 0 is off, 1 as made."""
-        return replace(self, parts=tuple(replace(p, strength=p.strength * strength) for p in self.parts))
+        """The same erasure at another strength; 0 is off, 1 as made. Certificates hold for 1 only and go."""
+        if strength == 1:
+            return self
+        parts = (replace(p, strength=p.strength * strength, certificate={}) for p in self.parts)
+        return replace(self, parts=tuple(parts))
 
     def __add__(self, other: Erasure) -> Erasure:
         """Both erasures at once; order does not matter."""
@@ -123,7 +126,7 @@ class Erasure:
             WrongBase: With what differs.
         """
         if not self.base:
-            return
+            raise WrongBase("this erasure names no base weights; --allow-other-base applies it all the same")
         missing = sorted(set(self.base) - set(weights))
         if missing:
             raise WrongBase(f"this base lacks {len(missing)} of {len(self.base)} tensors, e.g. {missing[0]}")
@@ -134,6 +137,22 @@ class Erasure:
                 f"e.g. {differ[0]}; --allow-other-base applies it all the same"
             )
 
+    def check_text_encoder(self, fingerprint: str) -> None:
+        """Refuse another text encoder: the edit would act on features it was not made of.
+
+        Raises:
+            WrongBase: If the fingerprints differ.
+        """
+        if self.text_encoder and self.text_encoder != fingerprint:
+            raise WrongBase(
+                "this erasure was made for another text encoder and would not erase here; "
+                "--allow-other-base applies it all the same"
+            )
+
+    def sites(self, names: Iterable[str]) -> list[str]:
+        """Those of some tensor names that this erasure edits."""
+        return sorted(n for n in names if n.split(".to_")[-1][:1] in self.kinds)
+
     def weights(self, weights: Mapping[str, Tensor], *, allow_other_base: bool = False) -> dict[str, Tensor]:
         """`W T` for each base tensor this erasure edits, in its dtype.
 
@@ -143,9 +162,8 @@ class Erasure:
         """
         if not allow_other_base:
             self.check_base(weights)
-        names = [n for n in weights if n in self.base] if self.base else list(weights)
         edit = self.edit
-        return {n: edit.weight(weights[n]) for n in names}
+        return {n: edit.weight(weights[n]) for n in self.sites(weights)}
 
     # -- file ---------------------------------------------------------------------------------
 
@@ -208,13 +226,16 @@ class Erasure:
                     method=c["method"],
                     tokens=c["tokens"],
                     strength=float(c["strength"]),
-                    options=c["options"],
-                    certificate=c["certificate"],
+                    options=dict(c["options"].items()),
+                    certificate=dict(c["certificate"].items()),
                 )
                 for i, c in enumerate(about["concepts"])
             ]
-            return cls(tuple(parts), about["kinds"], about["base"], about["text_encoder"])
-        except (KeyError, TypeError) as error:
+            base = {str(name): str(value) for name, value in about["base"].items()}
+            if about["kinds"] not in ("k", "v", "kv") or not all(isinstance(p.name, str) for p in parts):
+                raise TypeError("kinds")
+            return cls(tuple(parts), about["kinds"], base, str(about["text_encoder"]))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a complete erasure file: {error} is missing or malformed") from error
 
 

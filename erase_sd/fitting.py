@@ -11,13 +11,13 @@ from torch import Tensor
 from erase_sd.background import RULE, background, meanings
 from erase_sd.certify import certify
 from erase_sd.erasure import Erasure, Part, weight_gram
-from erase_sd.methods import DEFAULT, METHODS
+from erase_sd.methods import DEFAULT, METHODS, Method
 from erase_sd.methods.problem import Problem
 from erase_sd.moments import SecondMoment
 from erase_sd.prompts import clean, neutral
 from erase_sd.text import TextEncoder
 
-NEAR = 0.6  # cosine above which a background prompt counts as the concept itself; see docs
+NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
 
 
 def build_problem(
@@ -56,8 +56,9 @@ def build_problem(
     kept = SecondMoment.zeros(encoder.width)
     listed = retain
     if retain_source != "none":
-        names = {p.lower() for p in forget}
-        listed = clean([*retain, *(p for p in neutral() if p.lower() not in names)])
+        # "a photo of a bird" does not protect when birds are to go.
+        words = {w for p in forget for w in p.lower().split()}
+        listed = clean([*retain, *(p for p in neutral() if p.lower().split()[-1] not in words)])
     if retain_source == "listed":
         kept = encoder.moment(listed, tokens, progress="retain prompts")
     elif retain_source == "background":
@@ -83,6 +84,14 @@ def build_problem(
         kept=encoder.subjects(listed),
         weight_gram=gram if gram is not None else torch.zeros(0, 0),
     )
+
+
+def _ordinary(encoder: TextEncoder, problem: Problem, forget: Sequence[str], spec: Method, near: float) -> SecondMoment:
+    """What every method is certified against, whatever it was told to retain: the background."""
+    if spec.retain == "background":
+        return problem.retain
+    everything = background(encoder)
+    return everything.without(encoder, everything.near(meanings(encoder, list(forget)), near))
 
 
 def fit(
@@ -155,7 +164,7 @@ def fit(
         tokens=rule,
         strength=strength,
         options=settings,
-        certificate=certify(edit.scaled(strength), problem),
+        certificate=certify(edit.scaled(strength), problem, ordinary=_ordinary(encoder, problem, forget, spec, near)),
     )
     erasure = Erasure((part,), kinds=spec.kinds, text_encoder=encoder.fingerprint)
     return erasure.bound_to(edited) if edited else erasure

@@ -34,7 +34,7 @@ def lora_tensors(
     erasure.check_base(weights)
     edit = erasure.edit
     tensors: dict[str, Tensor] = {}
-    for name in sorted(n for n in weights if not erasure.base or n in erasure.base):
+    for name in erasure.sites(weights):
         down, up = (t.to(dtype).contiguous() for t in edit.lora(weights[name]))
         module = name.removesuffix(".weight")
         if style == "peft":

@@ -87,7 +87,7 @@ class TextEncoder:
         self._fingerprint: str | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, device: str = "cpu") -> TextEncoder:
+    def from_folder(cls, folder: str | Path, *, variant: str = "", device: str = "cpu") -> TextEncoder:
         """Load only `tokenizer/` and `text_encoder/` of a diffusers folder, in float32."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -97,7 +97,13 @@ class TextEncoder:
         quiet.setLevel(logging.ERROR)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
+            model = CLIPTextModel.from_pretrained(
+                folder / "text_encoder",
+                dtype=torch.float32,
+                variant=variant if (folder / "text_encoder" / f"model.{variant}.safetensors").is_file() else None,
+                use_safetensors=True,
+                local_files_only=True,
+            )
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load the text encoder of {folder}: {reason}") from error
@@ -107,13 +113,13 @@ class TextEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights' names, shapes and float32 values."""
+        """SHA-256 over the weights' names, shapes and values rounded to float16 (as `tensor_hash`)."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name, value in sorted(self.model.state_dict().items()):
                 if value.is_floating_point():
                     digest.update(f"{name.removeprefix('text_model.')}{tuple(value.shape)}".encode())
-                    digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+                    digest.update(value.detach().half().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -85,6 +85,12 @@ class TestAtomicPath:
         (target / "old").write_text("x")
         with pytest.raises(FileExistsError, match="--force"), atomic_path(target):
             pass
+        with pytest.raises(FileExistsError, match="not written by this tool"), atomic_path(target, force=True):
+            pass
+        (target / "erasure.json").write_text("{}")
+        with pytest.raises(FileExistsError, match="name a file"), atomic_path(target, force=True) as draft:
+            draft.write_text("a file")
+        assert (target / "old").exists()
         with atomic_path(target, force=True) as draft:
             draft.mkdir()
             (draft / "new").write_text("y")
@@ -96,6 +102,7 @@ class TestAtomicPath:
         target = tmp_path / "d"
         target.mkdir()
         (target / "old").write_text("x")
+        (target / "erasure.json").write_text("{}")
         with pytest.raises(RuntimeError), atomic_path(target, force=True) as draft:
             draft.mkdir()
             raise RuntimeError

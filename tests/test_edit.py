@@ -119,3 +119,11 @@ def test_bad_input_is_named():
         LowRankEdit(torch.full((3, 1), float("inf")), torch.zeros(3, 1))
     with pytest.raises(ValueError, match="one shape"):
         LowRankEdit(torch.zeros(3, 1), torch.zeros(4, 1))
+
+
+def test_edits_that_are_no_projections_are_superposed():
+    a = LowRankEdit(torch.randn(6, 2, dtype=double), torch.randn(6, 2, dtype=double))
+    b = projection(6, 1, 4)
+    eye = torch.eye(6, dtype=double)
+    torch.testing.assert_close(joint([a, b]).matrix - eye, (a.matrix - eye) + (b.matrix - eye))
+    assert b.is_scaled_projection and b.scaled(0.3).is_scaled_projection and not a.is_scaled_projection

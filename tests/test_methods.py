@@ -220,11 +220,6 @@ def test_speed_agrees_with_its_formula_and_fixes_bos(problem):
     inner = np.linalg.pinv(k.T @ P @ M @ k, rcond=1e-10)
     want = (Am - Cm) @ P @ (eye - M @ k @ inner @ k.T @ P) @ M
     np.testing.assert_allclose(edit.matrix.numpy() - eye, want, atol=1e-8)
-    # What lies in the protected span has no component in P's range, hence does not move.
-    kept = torch.from_numpy(vectors[:, values >= 0.6])
-    lazy = speed(Problem(forget=problem.forget, retain=problem.retain, null=NULL[:0], concepts=C, anchors=G),
-                 threshold=0.6)  # fmt: skip
-    assert (lazy.matrix @ kept - kept).abs().max() < 1.0
 
 
 def test_leace_makes_the_means_equal(problem):

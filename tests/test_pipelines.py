@@ -122,3 +122,40 @@ def test_the_same_seed_gives_the_same_image_in_any_batch(pipe):
     alone = [np.asarray(generate(pipe, [p], [s], steps=3)[0], int) for p, s in zip(PROMPTS, SEEDS, strict=True)]
     together = [np.asarray(i, int) for i in generate(pipe, PROMPTS, SEEDS, steps=3)]
     assert all(np.abs(a - b).max() <= 2 for a, b in zip(alone, together, strict=True))
+
+
+def test_restore_under_a_loaded_lora(pipe, cat, dog, tmp_path):
+    """Loading a LoRA renames the modules around the weights; the erasure still finds them."""
+    before = state(pipe)
+    save_lora(dog, LiveErasure.of(pipe).originals(), tmp_path / "dog.safetensors")
+    apply(pipe, cat)
+    pipe.load_lora_weights(tmp_path, weight_name="dog.safetensors", adapter_name="dog")
+    pipe.restore()
+    pipe.unload_lora_weights()
+    assert same(state(pipe), before)
+
+
+def test_strength_survives_a_second_concept(pipe, cat, dog):
+    live = apply(pipe, cat)
+    live.set_strength(0.5)
+    live.add(dog)
+    name = next(iter(cat.base))
+    expected = (cat + dog).scaled(0.5).weights(live.originals(), allow_other_base=True)[name]
+    assert torch.equal(dict(pipe.unet.named_parameters())[name].data, expected)
+
+
+def test_another_text_encoder_is_refused(pipe, cat):
+    with torch.no_grad():
+        next(pipe.text_encoder.parameters()).add_(0.5)
+    with pytest.raises(WrongBase, match="another text encoder"):
+        apply(pipe, cat)
+
+
+def test_a_half_precision_pipeline_is_the_same_base(pipe, cat):
+    pipe.unet.half()
+    pipe.text_encoder.half()
+    before = state(pipe)
+    apply(pipe, cat)
+    assert not same(state(pipe), before)
+    remove(pipe)
+    assert same(state(pipe), before)

@@ -57,3 +57,21 @@ def test_neutral_prompts_name_no_object_of_the_policy_sets():
     assert not any(
         f" {n} " in f" {text} " for s in ("weapons", "alcohol") for c in load_set(s).concepts for n in c.nouns
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["concepts: {cat: kitty}", "concepts: [{cat: [kitten]}]", "concepts: [cat]\ntemplates: 'a {}'",
+     "concepts: [cat]\ntemplates: ['a {noun}']", "concepts: [cat]\ntemplates: ['a']", "concepts: [cat]\nneutral: dog"],
+)  # fmt: skip
+def test_sets_of_the_wrong_shape_are_not_taken_letter_by_letter(tmp_path, text):
+    path = tmp_path / f"shape{abs(hash(text))}.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"expected"):
+        load_set(str(path))
+
+
+def test_a_set_brings_what_it_wants_kept():
+    from erase_sd.prompts import neutral_of
+
+    assert "a hammer" in neutral_of(["set:weapons", "cat"])

@@ -22,15 +22,22 @@ def run(argv: list[str]) -> int:
     p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     p.add_argument("--json", action="store_true", help="what was done, as JSON")
     args = p.parse_args(argv)
-    if args.out.exists() and not args.force and not args.dry_run:
-        raise FileExistsError(f"{args.out} exists; choose another --out or add --force")
-    from erase_sd.checkpoints import ERASURE, DiffusersFolder, atomic_path
+    from erase_sd.checkpoints import ERASURE, DiffusersFolder, atomic_path, check_apart, check_target
     from erase_sd.erasure import Erasure, combine
+    from erase_sd.text import TextEncoder
 
+    check_apart(args.out, model_path(args.model))
+    if not args.dry_run:
+        check_target(args.out, force=args.force)
     quiet_libraries()
     erasure = combine([Erasure.load(erasure_path(e)) for e in args.erasure]).scaled(args.strength)
     folder = DiffusersFolder.open(model_path(args.model), variant=args.variant)
-    changed = erasure.weights(folder.weights(kinds=erasure.kinds), allow_other_base=args.allow_other_base)
+    weights = folder.weights(kinds=erasure.kinds)
+    changed = erasure.weights(weights, allow_other_base=args.allow_other_base)
+    if args.allow_other_base:
+        erasure = erasure.bound_to(weights)  # what is written verifies against this base
+    else:
+        erasure.check_text_encoder(TextEncoder.from_folder(folder.path, variant=args.variant).fingerprint)
     if not args.dry_run:
         with atomic_path(args.out, force=args.force) as draft:
             folder.write_copy(draft, changed, erasure.describe())

@@ -124,6 +124,11 @@ def load_pipeline(path: Path, *, variant: str = "", device: str = "cpu") -> Any:
     import torch
     from diffusers import StableDiffusionPipeline
 
+    kind = device.split(":")[0]
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"no {kind} device here; use --device cpu")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"expected --device cpu, cuda or mps, got {device!r}")
     pipe = StableDiffusionPipeline.from_pretrained(
         path, dtype=torch.float32, variant=variant or None, local_files_only=True, safety_checker=None
     )

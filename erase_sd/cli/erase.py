@@ -47,23 +47,25 @@ def run(argv: list[str]) -> int:
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
     args = p.parse_args(argv)
 
-    from erase_sd.prompts import read_prompts
+    from erase_sd.prompts import neutral_of, read_prompts
 
     options = method_options(args)
     forget = read_prompts(args.forget, what="forget")
-    retain = read_prompts(args.retain, what="retain")
+    retain = read_prompts([*args.retain, *neutral_of(args.forget)], what="retain")
     base = model_path(args.model)
     slug = "".join(c if c.isalnum() else "-" for c in (args.name or forget[0]).lower())[:40].strip("-")
     out: Path = args.out or Path(f"{base.name}-without-{slug or 'concept'}")
-    if (out.exists() or out.is_symlink()) and not args.force and not args.dry_run:
-        raise FileExistsError(f"{out} exists; choose another --out or add --force")
     if args.images is not None and not 0 <= args.images <= 1000:
         raise ValueError(f"expected --images between 0 and 1000, got {args.images}")
+    if args.steps < 1:
+        raise ValueError(f"expected --steps of at least 1, got {args.steps}")
 
-    from erase_sd.checkpoints import ERASURE, DiffusersFolder, atomic_path
+    from erase_sd.checkpoints import ERASURE, DiffusersFolder, atomic_path, check_apart, check_target
 
     folder = DiffusersFolder.open(base, variant=args.variant)
     if not args.dry_run:
+        check_apart(out, base)
+        check_target(out, force=args.force)
         _check_room(out, folder.size())
 
     def say(text: str) -> None:
@@ -75,7 +77,7 @@ def run(argv: list[str]) -> int:
     from erase_sd.text import TextEncoder
 
     start = time.perf_counter()
-    encoder = TextEncoder.from_folder(base)
+    encoder = TextEncoder.from_folder(base, variant=args.variant)
     weights = folder.weights(kinds=METHODS[args.method].kinds)
     loaded = time.perf_counter()
     erasure = fit(
@@ -140,6 +142,7 @@ def _look(base: Path, args: Any, erasure: Any, forget: list[str], images: int) -
         subjects_for(forget),
         lambda: apply(pipe, erasure, allow_other_base=True),
         images=images,
+        counted=is_embedded(base),
         steps=args.steps,
         title=f"without {erasure.parts[0].name}: {args.method}",
     )
@@ -175,7 +178,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
                 f"{verb}: judge finds it in {scores[key]['before']:.0%} before, {scores[key]['after']:.0%} after"
             )
     if "forget" not in scores:
-        lines.append("to forget: not in the judge's vocabulary, so nothing is counted; see the picture")
+        lines.append("to forget: nothing that a detector here knows, so nothing is counted; see the picture")
     return lines
 
 

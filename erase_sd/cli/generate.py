@@ -29,10 +29,10 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     if args.count < 1 or args.steps < 1:
         raise ValueError("expected --count and --steps of at least 1")
-    if args.out.exists() and not args.force:
-        raise FileExistsError(f"{args.out} exists; choose another --out or add --force")
+    from erase_sd.checkpoints import DiffusersFolder, atomic_path, check_target
+
+    check_target(args.out, force=args.force)
     quiet_libraries()
-    from erase_sd.checkpoints import DiffusersFolder, atomic_path
     from erase_sd.erasure import Erasure
     from erase_sd.eval.sheet import image_grid
     from erase_sd.pipelines.live import apply

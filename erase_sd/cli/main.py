@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from erase_sd._version import __version__
@@ -33,10 +34,6 @@ examples:
 
 exit codes: 0 done, 1 a check failed or a disk did, 2 wrong use
 """
-
-
-class UsageError(ValueError):
-    """Something the user can mend; shown as one line."""
 
 
 def usage() -> str:
@@ -72,8 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nerase-concept: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
+    except Exception as error:  # a fault of ours: one line for the user, everything for us on request
+        if os.environ.get("ERASE_SD_DEBUG"):
+            raise
+        text = f"unexpected {type(error).__name__}: {error} (ERASE_SD_DEBUG=1 shows where; please report it)"
+        return _fail(name, RuntimeError(text), 1)
 
 
 def _fail(name: str, error: BaseException, code: int) -> int:

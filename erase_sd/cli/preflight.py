@@ -26,15 +26,21 @@ def run(argv: list[str]) -> int:
     add_model(p)
     add_concept(p)
     p.add_argument("--max-drift", type=float, help="find the largest rank and strength whose retain drift stays below")
+    p.add_argument("--force", action="store_true", help="replace --plot if it exists")
     p.add_argument("--plot", type=Path, help="PNG with the spectrum and the words that would be hit")
     p.add_argument("--json", action="store_true", help="as JSON")
     args = p.parse_args(argv)
     options = method_options(args)
-    from erase_sd.checkpoints import DiffusersFolder
-    from erase_sd.prompts import read_prompts
+    from erase_sd.checkpoints import DiffusersFolder, check_target
+
+    if args.plot:
+        check_target(args.plot, force=args.force)
+    if args.max_drift is not None and args.strength != 1:
+        raise ValueError("--max-drift finds the strength itself; leave --strength out")
+    from erase_sd.prompts import neutral_of, read_prompts
 
     forget = read_prompts(args.forget, what="forget")
-    retain = read_prompts(args.retain, what="retain")
+    retain = read_prompts([*args.retain, *neutral_of(args.forget)], what="retain")
     folder = DiffusersFolder.open(model_path(args.model), variant=args.variant)
     quiet_libraries()
     from erase_sd.fitting import fit
@@ -42,7 +48,7 @@ def run(argv: list[str]) -> int:
     from erase_sd.preflight import budget, words_hit
     from erase_sd.text import TextEncoder
 
-    encoder = TextEncoder.from_folder(folder.path)
+    encoder = TextEncoder.from_folder(folder.path, variant=args.variant)
     settings: dict[str, Any] = dict(
         retain=retain,
         method=args.method,
@@ -67,7 +73,7 @@ def run(argv: list[str]) -> int:
         "words_hit": [{"word": w, "change": round(c, 4)} for w, c in hit[:20]],
     }
     if args.plot:
-        plot(report, args.plot)
+        plot(report, args.plot, force=args.force)
     if args.json:
         print_json(report)
         return 0
@@ -84,7 +90,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any], path: Path, *, force: bool) -> None:
     """Spectrum on the left, words hit on the right."""
     import matplotlib
 
@@ -101,6 +107,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
     right.barh([w["word"] for w in words], [w["change"] for w in words], color="#37474f")
     right.set(xlabel="relative change of the word's states", title="words moved most")
     figure.tight_layout()
-    with atomic_path(path, force=True) as draft:
+    with atomic_path(path, force=force) as draft:
         figure.savefig(draft, format="png", dpi=120)
     plt.close(figure)

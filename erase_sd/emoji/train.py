@@ -81,6 +81,11 @@ class Trainer:
         self.world = load_world()
         self._scenes: list[Scene] | None = None
         out.mkdir(parents=True, exist_ok=True)
+        mine = json.dumps({"plan": plan, "seed": seed})
+        stamp = out / "run.json"
+        if stamp.exists() and stamp.read_text() != mine:
+            raise ValueError(f"{out} holds a run of {stamp.read_text()}, not {mine}; choose another --out")
+        stamp.write_text(mine)
 
     # -- shared machinery --------------------------------------------------------------------
 
@@ -306,7 +311,8 @@ class Trainer:
             with self.autocast():
                 chunks.append(vae.encode(self.to_device(images[start : start + 128])).latent_dist.mean.cpu().half())
         latents = torch.cat(chunks)
-        torch.save({"latents": latents, "scale": 1 / float(latents.float().std())}, target)
+        torch.save({"latents": latents, "scale": 1 / float(latents.float().std())}, target.with_suffix(".tmp"))
+        os.replace(target.with_suffix(".tmp"), target)
 
     def stage_unet(self) -> None:
         """v-prediction with min-SNR weights, an averaged copy, and 10 % empty captions."""
@@ -472,7 +478,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plan", choices=PLANS, help="default: the plan for the device")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    plan = args.plan or args.device.split(":")[0]
+    plan = args.plan or ("cuda" if args.device.startswith("cuda") else "cpu")
     Trainer(args.out, plan=plan, device=args.device, seed=args.seed).run(args.stages)
     return 0
 

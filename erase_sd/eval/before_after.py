@@ -63,11 +63,22 @@ def compare(
     apply: Callable[[], object],
     *,
     images: int = 4,
+    counted: bool = True,
     steps: int = 20,
     guidance: float = 5.0,
     title: str = "",
 ) -> tuple[dict[str, Any], Image.Image]:
     """Generate every subject before and after `apply()` and judge both.
+
+    Args:
+        pipe: The pipeline, unedited.
+        subjects: What to draw.
+        apply: Edits the pipeline.
+        images: Images per subject.
+        counted: Whether the judge counts; it knows the embedded world and nothing else.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        title: Heading of the sheet.
 
     Returns:
         JSON-ready scores, and the sheet (three seeds a subject).
@@ -78,12 +89,13 @@ def compare(
     before = generate(pipe, prompts, seeds, progress="before", **options)
     apply()
     after = generate(pipe, prompts, seeds, progress="after", **options)
-    top_before, top_after = judge(before).top, judge(after).top
+    nothing = [""] * len(prompts)
+    top_before, top_after = (judge(before).top, judge(after).top) if counted else (nothing, nothing)
     rows, table = [], []
     for i, subject in enumerate(subjects):
         part = slice(i * images, (i + 1) * images)
         entry: dict[str, Any] = {"subject": subject.label, "forget": subject.forget, "images": images}
-        if subject.target:
+        if subject.target and counted:
             entry["before"] = float(np.mean([t == subject.target for t in top_before[part]]))
             entry["after"] = float(np.mean([t == subject.target for t in top_after[part]]))
         pairs = zip(before[part], after[part], strict=True)
@@ -92,7 +104,7 @@ def compare(
         group = "to forget" if subject.forget else "to keep"
         rows.append(Row(subject.label, group, tuple(before[part][:3]), tuple(after[part][:3])))
     scores: dict[str, Any] = {
-        "judge": "erase_sd.emoji judge, top object",
+        "judge": "erase_sd.emoji judge, top object" if counted else None,
         "steps": steps,
         "guidance": guidance,
         "images": len(prompts),

@@ -101,7 +101,7 @@ def target(kind: str, name: str) -> Target:
         synonyms = tuple(s.format(name) for s in synonyms)
         return Target(
             kind, name, (name, f"by {name}", f"in the style of {name}"), probes, synonyms,
-            tuple(others[:2]) + tuple(nouns[8:18]), tuple(nouns[8:14]), tuple(nouns[:4] + nouns[18:]), tuple(others),
+            tuple(nouns[8:18]), tuple(nouns[8:14]), tuple(nouns[:4] + nouns[18:]), tuple(others),
         )  # fmt: skip
     gone = [c for c in world.concepts if (c.name == name if kind == "object" else c.family == name)]
     families = {c.family for c in gone}
@@ -147,7 +147,10 @@ class Study:
         self.done: dict[str, dict[str, Any]] = {}
         if self.journal.exists():
             for line in self.journal.read_text().splitlines():
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line that an interruption cut; its edit is measured again
                 self.done[entry["key"]] = entry
         self._embeddings: dict[str, torch.Tensor] = {}
         self._features: dict[str, np.ndarray] = {}

@@ -24,7 +24,7 @@ def rayleigh(
     The `u` are C-orthonormal, so they *detect* the concept; what *carries* it is `C_f u / λ`, which
     equals `C u` where nothing is constrained. Hence `P = C U D Uᵀ`, `T = I − P`:
 
-    - "hard": `D = I`. `P² = P`; of all maps that silence these detectors, the least harm to retain.
+    - "hard": `D = I`. `P² = P`; of all maps that zero the carriers, the least harm to retain.
     - "lsq": `D = diag(λ / (1 + λ))` over all directions: `T = C (C + C_f)⁻¹`.
     - "paper": Eq. 15 as printed, `U diag(min(1, λ)) Uᵀ`. Not a projection: it overshoots by orders
       of magnitude and depends on the features' scale. For comparison only.
@@ -45,6 +45,8 @@ def rayleigh(
     Q = complement(problem.null, width) if free else torch.eye(width, dtype=torch.float64)
     forget = Q.T @ problem.forget.matrix @ Q
     C = Q.T @ problem.retain.ridged(epsilon) @ Q
+    if float(forget.trace()) < 1e-6 * float(problem.forget.matrix.trace()):
+        raise ValueError("the forget prompts look like the empty prompt, which is protected: nothing can be erased")
     L = torch.linalg.cholesky(C)
     whitened = torch.linalg.solve_triangular(L, forget, upper=False)
     whitened = torch.linalg.solve_triangular(L, whitened.T, upper=False)

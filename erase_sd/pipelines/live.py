@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from erase_sd.erasure import Erasure, WrongBase, combine
 from erase_sd.sites import identify
+from erase_sd.text import TextEncoder
 
 _ATTRIBUTE = "_erase_sd_live"
 
@@ -25,8 +26,11 @@ class LiveErasure:
         config.setdefault("_class_name", type(denoiser).__name__)
         self.architecture = identify(config)
         self.denoiser = denoiser
-        names = [n for n, _ in denoiser.named_parameters()]
-        self.sites = self.architecture.sites(names)
+        # The parameters themselves, not their names: loading a LoRA renames modules around them.
+        parameters = {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
+        self.sites = self.architecture.sites(n for n in parameters if ".lora_" not in n)
+        self.parameters = {n: parameters[n] for n in self.sites}
+        self.strength = 1.0
         self.erasures: list[Erasure] = []
         self._originals: dict[str, Tensor] = {}
 
@@ -42,8 +46,7 @@ class LiveErasure:
 
     def originals(self) -> dict[str, Tensor]:
         """The base weights of every site, whether or not they are erased now."""
-        parameters = dict(self.denoiser.named_parameters())
-        return {n: self._originals.get(n, parameters[n].data) for n in self.sites}
+        return {n: self._originals.get(n, p.data) for n, p in self.parameters.items()}
 
     def add(self, erasure: Erasure, *, allow_other_base: bool = False) -> None:
         """Apply one more erasure; all that are applied act jointly."""
@@ -53,39 +56,32 @@ class LiveErasure:
             raise WrongBase(f"this erasure is for text features of width {erasure.edit.width}, the model has {width}")
         if not allow_other_base:
             erasure.check_base({n: originals[n] for n in originals})
-        combine([*self.erasures, erasure])  # refuses what cannot be combined before anything changes
-        self.erasures.append(erasure)
-        self._write()
+        self._write([*self.erasures, erasure], self.strength)
 
     def take(self, erasure: Erasure | None = None) -> None:
         """Remove one erasure, or all: the weights are again what they were, bit for bit."""
-        if erasure is None:
-            self.erasures.clear()
-        elif erasure in self.erasures:
-            self.erasures.remove(erasure)
-        else:
+        if erasure is not None and erasure not in self.erasures:
             raise ValueError("this erasure is not applied here")
-        self._write()
+        self._write([e for e in self.erasures if erasure is not None and e is not erasure], self.strength)
 
     def set_strength(self, strength: float) -> None:
         """Set the strength of everything applied: 0 is the original, 1 as made."""
-        self._write(strength)
+        self._write(self.erasures, strength)
 
     @torch.no_grad()
-    def _write(self, strength: float = 1.0) -> None:
-        parameters = dict(self.denoiser.named_parameters())
-        for name, original in self._originals.items():
-            parameters[name].data.copy_(original)
-        if not self.erasures or strength == 0:
-            self._originals.clear()
-            return
-        total = combine(self.erasures).scaled(strength)
+    def _write(self, erasures: list[Erasure], strength: float) -> None:
+        """Compute all new weights, which may refuse, and only then change the model."""
         bases = self.originals()
-        for name, weight in total.weights(bases, allow_other_base=True).items():
-            if name not in parameters:
-                continue
-            self._originals.setdefault(name, parameters[name].data.clone())
-            parameters[name].data.copy_(weight)
+        new: dict[str, Tensor] = {}
+        if erasures and strength:
+            new = combine(erasures).scaled(strength).weights(bases, allow_other_base=True)
+        for name, parameter in self.parameters.items():
+            if name in new:
+                self._originals.setdefault(name, parameter.data.clone())
+                parameter.data.copy_(new[name])
+            elif name in self._originals:
+                parameter.data.copy_(self._originals.pop(name))
+        self.erasures, self.strength = erasures, strength
 
 
 def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False) -> LiveErasure:
@@ -100,6 +96,8 @@ def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False) -> Liv
         WrongBase: If the base differs.
     """
     live = LiveErasure.of(pipe)
+    if not allow_other_base and getattr(pipe, "text_encoder", None) is not None:
+        erasure.check_text_encoder(TextEncoder(pipe.tokenizer, pipe.text_encoder).fingerprint)
     live.add(erasure, allow_other_base=allow_other_base)
     return live
 

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from erase_sd.erasure import Erasure
 from erase_sd.fitting import fit
-from erase_sd.pipelines.live import LiveErasure
+from erase_sd.pipelines.live import LiveErasure, apply
 from erase_sd.text import TextEncoder
 
 
@@ -42,6 +42,7 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):
             The erasure, ready to be saved or subtracted.
         """
         live = LiveErasure.of(self)
+        made_here = not isinstance(forget, Erasure)
         if not isinstance(forget, Erasure):
             encoder = TextEncoder(self.tokenizer, self.text_encoder, source=self.name_or_path)
             forget = fit(
@@ -51,7 +52,7 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):
                 weights=live.originals(),
                 **options,
             )
-        live.add(forget, allow_other_base=allow_other_base)
+        apply(self, forget, allow_other_base=allow_other_base or made_here)
         return forget
 
     def restore(self, erasure: Erasure | None = None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-__all__ = ["Concept", "PromptSet", "clean", "load_set", "neutral", "read_prompts", "set_names"]
+__all__ = ["Concept", "PromptSet", "clean", "load_set", "neutral", "neutral_of", "read_prompts", "set_names"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PromptSet:
         description: One line.
         concepts: What the set is about.
         templates: Sentences with one `{}` for the concept.
-        neutral: Nouns that have nothing to do with the concepts; they are retained.
+        neutral: Nouns near the subject that should stay; `--forget set:NAME` retains them.
     """
 
     name: str
@@ -79,20 +79,41 @@ def load_set(name: str) -> PromptSet:
     if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), (dict, list)) or not raw["concepts"]:
         raise ValueError(f"{path}: expected a mapping with `concepts`, a list of nouns or noun: [synonyms]")
     listed = raw["concepts"]
-    pairs = listed.items() if isinstance(listed, dict) else ((c, ()) for c in listed)
+    pairs = listed.items() if isinstance(listed, dict) else [(c, []) for c in listed]
+    templates = _strings(raw.get("templates") or ["{}"], path, "templates")
+    for template in templates:
+        if template.count("{}") != 1 or template.replace("{}", "").strip("{}") != template.replace("{}", ""):
+            raise ValueError(f"{path}: expected one {{}} and no other braces in the template {template!r}")
     return PromptSet(
         name=name,
         description=str(raw.get("description", "")),
-        concepts=tuple(Concept(str(n), tuple(str(s) for s in syn or ())) for n, syn in pairs),
-        templates=tuple(raw.get("templates") or ("{}",)),
-        neutral=tuple(raw.get("neutral") or ()),
+        concepts=tuple(Concept(_string(n, path), _strings(syn or [], path, f"synonyms of {n}")) for n, syn in pairs),
+        templates=templates,
+        neutral=_strings(raw.get("neutral") or [], path, "neutral"),
     )
+
+
+def _string(value: object, path: Path) -> str:
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{path}: expected a noun, got {value!r}")
+    return str(value)
+
+
+def _strings(values: object, path: Path, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: expected a list for {what}, got {values!r}")
+    return tuple(_string(v, path) for v in values)
 
 
 def neutral() -> list[str]:
     """Templates with neutral nouns: ordinary prompts that no erasure should touch."""
     base = load_set(str(HERE / "_neutral.yaml"))
     return base.prompts()
+
+
+def neutral_of(sources: Sequence[str]) -> list[str]:
+    """What the prompt sets among some sources ask to keep."""
+    return [noun for s in sources if s.startswith("set:") for noun in load_set(s[4:]).neutral]
 
 
 def clean(prompts: Iterable[str]) -> list[str]:
