@@ -124,7 +124,7 @@ def test_training_runs_resumes_and_exports_a_loadable_model(tmp_path):
         command = [sys.executable, "-m", "erase_sd.emoji.train", "--plan", "smoke", "--out", str(tmp_path)]
         subprocess.run([*command, "--stages", *stages], check=True, capture_output=True, timeout=300)
 
-    train("scenes", "vae", "clip", "judge", "latents", "unet", "export")
+    train("scenes", "vae", "clip", "judge", "latents", "unet", "vision", "export")
     unet = tmp_path / "weights" / "emoji-sd" / "unet" / "diffusion_pytorch_model.safetensors"
     first = unet.read_bytes()
     shutil.rmtree(tmp_path / "weights")

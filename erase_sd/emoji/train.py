@@ -1,6 +1,6 @@
 """Train emoji-sd from nothing: `python -m erase_sd.emoji.train`.
 
-Stages: scenes, vae, clip, judge, latents, unet, export. Each keeps its state in the work folder, so
+Stages: scenes, vae, clip, judge, latents, unet, vision, export. Each keeps its state in the work folder, so
 an interrupted run goes on where it stopped, and every batch is a function of (seed, stage, step),
 so a resumed run sees the batches an uninterrupted one would have seen.
 """
@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from erase_sd.emoji import models
 from erase_sd.emoji.render import render
-from erase_sd.emoji.world import SIZE, Scene, caption, load_world, sample_scene
+from erase_sd.emoji.world import SIZE, Scene, caption, load_world, sample_scene, with_article
 
-STAGES = ("scenes", "vae", "clip", "judge", "latents", "unet", "export")
+STAGES = ("scenes", "vae", "clip", "judge", "latents", "unet", "vision", "export")
 LATENT_NOISE = 0.05
 TRAIN_TOKENS = 24  # captions are shorter; the causal tower's EOS output does not see the padding
 
@@ -49,6 +49,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "scenes": 40_000,
         "vae": Plan(1_900, 32, 8e-4),
         "clip": Plan(1_300, 128, 1e-3),
+        "vision": Plan(1_000, 128, 1e-3),
         "judge": Plan(3_000, 64, 2e-3),
         "unet": Plan(5_000, 64, 6e-4),
     },
@@ -56,6 +57,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "scenes": 120_000,
         "vae": Plan(20_000, 128, 8e-4),
         "clip": Plan(5_000, 512, 1e-3),
+        "vision": Plan(5_000, 512, 5e-4),
         "judge": Plan(8_000, 256, 2e-3),
         "unet": Plan(40_000, 256, 6e-4),
     },
@@ -63,6 +65,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "scenes": 64,
         "vae": Plan(2, 4, 1e-3),
         "clip": Plan(2, 4, 1e-3),
+        "vision": Plan(2, 4, 1e-3),
         "judge": Plan(2, 4, 1e-3),
         "unet": Plan(2, 4, 1e-3),
     },
@@ -265,6 +268,52 @@ class Trainer:
         self.loop("clip", clip, step_loss)
         save_clip(clip, self.out / "clip")
 
+    def stage_vision(self) -> None:
+        """Train the image tower and both projections on, against the text tower, which stays as it is.
+
+        The generator was trained on that text tower. Whole captions teach everything at once; naming the
+        object alone, among all objects, teaches what zero-shot classification needs.
+        """
+        from transformers import CLIPModel
+
+        images, scenes = self.images(), self.scenes()
+        single = np.array([len(s.objects) == 1 for s in scenes])
+        self._tokenizer = self.tokenizer()
+        clip = CLIPModel.from_pretrained(self.out / "clip", dtype=torch.float32).to(self.device).train()
+        clip.text_model.requires_grad_(False).eval()
+        with torch.no_grad():
+            names = [
+                clip.text_model(self.tokenize([t.format(with_article(n)) for n in self.world.names])).pooler_output
+                for t in ("a photo of {}", "a picture of {}", "an emoji of {}", "a drawing of {}", "{}")
+            ]
+        plan: Plan = self.plan["vision"]
+
+        def step_loss(step: int) -> dict[str, Tensor]:
+            rng = self.rng(8, step)
+            index = rng.choice(len(images), plan.batch, replace=len(images) < plan.batch)
+            texts = [caption(scenes[i], rng, held_out=True, attributes=0.5) for i in index]
+            with self.autocast():
+                with torch.no_grad():
+                    pooled = clip.text_model(self.tokenize(texts, TRAIN_TOKENS)).pooler_output
+                seen = F.normalize(clip.visual_projection(
+                    clip.vision_model(self.to_device(images[index])).pooler_output).float(), dim=1)  # fmt: skip
+                told = F.normalize(clip.text_projection(pooled).float(), dim=1)
+                named = F.normalize(clip.text_projection(names[step % len(names)]).float(), dim=1)
+            scale = clip.logit_scale.exp().clamp(max=100)
+            logits = scale * seen @ told.T
+            same = torch.tensor([[a == b for b in texts] for a in texts], device=self.device).float()
+            target = same / same.sum(1, keepdim=True)
+            contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            one = torch.from_numpy(single[index]).to(self.device)
+            truth = torch.tensor([scenes[i].objects[0] for i in index], device=self.device)
+            classes = scale * seen @ named.T
+            object_loss = F.cross_entropy(classes[one], truth[one])
+            hit = (classes[one].argmax(1) == truth[one]).float().mean()
+            return {"loss": contrast + object_loss, "hit": hit}
+
+        self.loop("vision", clip, step_loss)
+        save_clip(clip, self.out / "vision")
+
     def stage_judge(self) -> None:
         """Classifier on its own scenes, a third of them seen through the VAE."""
         scenes = self.scenes(offset=1)
@@ -394,7 +443,7 @@ class Trainer:
         (sd / "vae" / "config.json").write_text(json.dumps(config, indent=2))
         half(self.out / "unet", sd / "unet")
         half(self.out / "clip" / "text", sd / "text_encoder")
-        half(self.out / "clip", target / "emoji-clip")
+        half(self.out / "vision", target / "emoji-clip")
         for folder in (sd / "tokenizer", target / "emoji-clip"):
             shutil.copytree(self.out / "tokenizer", folder, dirs_exist_ok=True)
         models.build_scheduler().save_pretrained(sd / "scheduler")

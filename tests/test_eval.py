@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import scipy.linalg
+from PIL import Image
+
+from erase_sd.emoji.world import load_world
+from erase_sd.eval.before_after import subjects_for
+from erase_sd.eval.sheet import Row, before_after_sheet, image_grid
+from erase_sd.eval.study import ARTISTS, FAMILIES, GRIDS, OBJECTS, TUNE_ARTISTS, TUNE_OBJECTS, frechet, summary, target
+from erase_sd.methods import METHODS
+
+
+def test_frechet_agrees_with_scipy_and_is_zero_on_itself():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(80, 5)), rng.normal(1, 2, size=(60, 5))
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert frechet(a, b) == pytest.approx(want)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_study_tunes_every_method_on_concepts_it_does_not_test():
+    assert set(GRIDS) == set(METHODS)
+    assert not set(TUNE_OBJECTS) & set(OBJECTS) and not set(TUNE_ARTISTS) & set(ARTISTS)
+    assert len(OBJECTS) >= 12 and len(FAMILIES) == 2 and len(ARTISTS) == 2
+
+
+@pytest.mark.parametrize(
+    "kind,name", [("object", "cat"), ("family", "weapon"), ("family", "alcohol"), ("artist", "noto")]
+)
+def test_targets_keep_their_promises(kind, name):
+    t = target(kind, name)
+    assert t == target(kind, name)
+    assert not set(t.kept_out) & set(t.retain) and not set(t.neighbours) & set(t.retain)
+    assert set(t.kept_in) <= set(t.retain)
+    assert not set(t.probes) & set(t.forget) and not set(t.synonyms) & set(t.forget)
+    if kind == "family":
+        assert set(t.forget) == {c.name for c in load_world().family(name)}
+
+
+def test_summary_is_the_harmonic_mean_of_forgotten_and_retained():
+    entry = {"before": {"out": 0.8}, "after": {"forget": 0.2, "synonym": 0.0, "out": 0.4}}
+    s = summary(entry)
+    assert s["forgotten"] == pytest.approx(0.9) and s["retained"] == pytest.approx(0.5)
+    assert s["harmonic"] == pytest.approx(2 * 0.9 * 0.5 / 1.4)
+
+
+def test_bystanders_never_include_what_goes():
+    subjects = subjects_for(["cat", "a photo of a puppy", "set of things"])
+    assert [s.target for s in subjects if s.forget] == ["cat", "dog", None]
+    kept = [s.target for s in subjects if not s.forget]
+    assert len(kept) == 8 and not {"cat", "dog"} & set(kept)
+    assert {c.family for c in load_world().concepts if c.name in kept} >= {"animal", "food", "vehicle"}
+
+
+def test_sheets_hold_every_image():
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    sheet = before_after_sheet([Row("cat", "to forget", (red,) * 3, (blue,) * 3)], title="x")
+    colours = {c: n for n, c in sheet.getcolors(2**24)}
+    assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 3 * 112 * 112
+    assert image_grid([red] * 5, 2, cell=10).size == (20, 30)
