@@ -29,6 +29,7 @@ class Part:
         retain: The user's retain prompts.
         method: Registry name of the method.
         tokens: Token rule of the forget features.
+        contexts: Sentences that short forget prompts were put in.
         strength: 1 is the method's own edit.
         options: Every option of the method, defaults included.
         certificate: Image-free measurements (see `erase_sd.certify`).
@@ -40,6 +41,7 @@ class Part:
     retain: tuple[str, ...] = ()
     method: str = ""
     tokens: str = ""
+    contexts: tuple[str, ...] = ("{}",)
     strength: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
@@ -225,6 +227,7 @@ class Erasure:
                     retain=tuple(c["retain"]),
                     method=c["method"],
                     tokens=c["tokens"],
+                    contexts=tuple(c["contexts"]),
                     strength=float(c["strength"]),
                     options=dict(c["options"].items()),
                     certificate=dict(c["certificate"].items()),

@@ -20,6 +20,11 @@ from erase_sd.text import TextEncoder
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
 
 
+def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
+    """Each prompt of up to three words in every context; longer ones are sentences and stay alone."""
+    return clean(c.format(p) if len(p.split()) <= 3 else p for p in prompts for c in contexts)
+
+
 def build_problem(
     encoder: TextEncoder,
     forget: Sequence[str],
@@ -27,6 +32,7 @@ def build_problem(
     retain: Sequence[str] = (),
     retain_source: str = "background",
     tokens: str = "all-but-bos",
+    contexts: Sequence[str] = ("{}",),
     anchor: str | None = None,
     near: float = NEAR,
     gram: Tensor | None = None,
@@ -40,6 +46,7 @@ def build_problem(
         retain_source: "none", "listed" (neutral templates and `retain`) or "background" (those and
             the encoder's vocabulary, less what is near the forget prompts).
         tokens: Token rule of the forget rows.
+        contexts: Sentences that each short forget prompt is put in to make the forget rows.
         anchor: Target prompt of methods that have one; "" is the empty prompt.
         near: Cosine above which a background prompt is left out.
         gram: `Σ WᵀW` of the weights to edit.
@@ -76,7 +83,7 @@ def build_problem(
         target = encoder.subjects([anchor])[0] if anchor.strip() else null.states[0, 0].double()
         anchors = target.expand(len(forget), -1)
     return Problem(
-        forget=encoder.moment(forget, tokens, progress="forget prompts"),
+        forget=encoder.moment(in_contexts(forget, contexts), tokens, progress="forget prompts"),
         retain=kept,
         null=null.rows("all"),
         concepts=encoder.subjects(forget),
@@ -103,6 +110,7 @@ def fit(
     toward: str | None = None,
     tokens: str | None = None,
     strength: float = 1.0,
+    contexts: Sequence[str] | None = None,
     name: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
     near: float = NEAR,
@@ -118,6 +126,7 @@ def fit(
         toward: Where methods with a target move the concept; default: the method's own.
         tokens: Token rule of the forget features; default: the method's own.
         strength: 1 is the method's own edit; 0 changes nothing.
+        contexts: Sentences that short forget prompts are put in; default: the method's own.
         name: Name of the concept in the artifact; default: the first forget prompt.
         weights: Base tensors the edit is for, by name; recorded as hashes.
         near: Cosine above which a background prompt is left out of the retain moment.
@@ -142,6 +151,7 @@ def fit(
     forget, retain = clean(forget), clean(retain)
     settings = {**spec.options, **options}
     rule = tokens or spec.tokens
+    sentences = tuple(contexts or spec.contexts)
     edited = {n: w for n, w in (weights or {}).items() if n.split(".to_")[-1][:1] in spec.kinds}
     gram = weight_gram(edited) if edited else None
     problem = build_problem(
@@ -150,6 +160,7 @@ def fit(
         retain=retain,
         retain_source=spec.retain,
         tokens=rule,
+        contexts=sentences,
         anchor=spec.anchor if toward is None else toward,
         near=near,
         gram=gram,
@@ -162,6 +173,7 @@ def fit(
         retain=tuple(retain),
         method=method,
         tokens=rule,
+        contexts=sentences,
         strength=strength,
         options=settings,
         certificate=certify(edit.scaled(strength), problem, ordinary=_ordinary(encoder, problem, forget, spec, near)),

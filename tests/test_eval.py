@@ -6,7 +6,18 @@ from PIL import Image
 from erase_sd.emoji.world import load_world
 from erase_sd.eval.before_after import subjects_for
 from erase_sd.eval.sheet import Row, before_after_sheet, image_grid
-from erase_sd.eval.study import ARTISTS, FAMILIES, GRIDS, OBJECTS, TUNE_ARTISTS, TUNE_OBJECTS, frechet, summary, target
+from erase_sd.eval.study import (
+    ARTISTS,
+    FAMILIES,
+    GRIDS,
+    OBJECTS,
+    TUNE_ARTISTS,
+    TUNE_FAMILIES,
+    TUNE_OBJECTS,
+    frechet,
+    summary,
+    target,
+)  # fmt: skip
 from erase_sd.methods import METHODS
 
 
@@ -22,6 +33,9 @@ def test_frechet_agrees_with_scipy_and_is_zero_on_itself():
 def test_the_study_tunes_every_method_on_concepts_it_does_not_test():
     assert set(GRIDS) == set(METHODS)
     assert not set(TUNE_OBJECTS) & set(OBJECTS) and not set(TUNE_ARTISTS) & set(ARTISTS)
+    assert not set(TUNE_FAMILIES) & set(FAMILIES)
+    tuned_families = {c.name for f in TUNE_FAMILIES for c in load_world().family(f)}
+    assert not tuned_families & set(OBJECTS)
     assert len(OBJECTS) >= 12 and len(FAMILIES) == 2 and len(ARTISTS) == 2
 
 

@@ -93,12 +93,13 @@ def _told(folder: Path, erasure: Any) -> bool:
 def _fades(erasure: Any, encoder: Any) -> bool:
     """Recompute each concept's forget residual and compare it with the stored certificate."""
     from erase_sd.certify import energy_share
+    from erase_sd.fitting import in_contexts
 
     for part in erasure.parts:
         stored = part.certificate.get("forget_residual")
         if stored is None:
             continue
-        moment = encoder.moment(part.forget, part.tokens)
+        moment = encoder.moment(in_contexts(part.forget, part.contexts), part.tokens)
         now = energy_share(moment.gram, part.edit.scaled(part.strength).matrix)
         if abs(now - stored) > 1e-3:
             return False

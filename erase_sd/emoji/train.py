@@ -54,12 +54,12 @@ PLANS: dict[str, dict[str, Any]] = {
         "unet": Plan(5_000, 64, 6e-4),
     },
     "cuda": {
-        "scenes": 120_000,
-        "vae": Plan(20_000, 128, 8e-4),
-        "clip": Plan(5_000, 512, 1e-3),
-        "vision": Plan(5_000, 512, 5e-4),
-        "judge": Plan(8_000, 256, 2e-3),
-        "unet": Plan(40_000, 256, 6e-4),
+        "scenes": 100_000,
+        "vae": Plan(8_000, 128, 8e-4),
+        "clip": Plan(4_000, 512, 1e-3),
+        "vision": Plan(2_000, 512, 5e-4),
+        "judge": Plan(4_000, 256, 2e-3),
+        "unet": Plan(20_000, 256, 6e-4),
     },
     "smoke": {
         "scenes": 64,
@@ -188,6 +188,13 @@ class Trainer:
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
+    def same_text(self, texts: list[str]) -> Tensor:
+        """`(n, n)` target rows: equal captions in one batch are equally right answers."""
+        numbers = {t: i for i, t in enumerate(dict.fromkeys(texts))}
+        ids = torch.tensor([numbers[t] for t in texts], device=self.device)
+        same = (ids[:, None] == ids[None]).float()
+        return same / same.sum(1, keepdim=True)
+
     # -- stages -------------------------------------------------------------------------------
 
     def stage_vae(self) -> None:
@@ -258,9 +265,7 @@ class Trainer:
             with self.autocast():
                 out = clip(input_ids=self.tokenize(texts, TRAIN_TOKENS), pixel_values=self.to_device(images[index]))
             logits = out.logits_per_image.float()
-            # Equal captions in one batch are equally right answers.
-            same = torch.tensor([[a == b for b in texts] for a in texts], device=self.device).float()
-            target = same / same.sum(1, keepdim=True)
+            target = self.same_text(texts)
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
             hit = (logits.argmax(1) == torch.arange(len(index), device=self.device)).float().mean()
             return {"loss": loss, "hit": hit}
@@ -301,8 +306,7 @@ class Trainer:
                 named = F.normalize(clip.text_projection(names[step % len(names)]).float(), dim=1)
             scale = clip.logit_scale.exp().clamp(max=100)
             logits = scale * seen @ told.T
-            same = torch.tensor([[a == b for b in texts] for a in texts], device=self.device).float()
-            target = same / same.sum(1, keepdim=True)
+            target = self.same_text(texts)
             contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
             one = torch.from_numpy(single[index]).to(self.device)
             truth = torch.tensor([scenes[i].objects[0] for i in index], device=self.device)
@@ -317,6 +321,7 @@ class Trainer:
     def stage_judge(self) -> None:
         """Classifier on its own scenes, a third of them seen through the VAE."""
         scenes = self.scenes(offset=1)
+        pictures = np.stack([render(s) for s in tqdm(scenes, desc="judge's scenes", mininterval=5)])
         vae = self.load_vae()
         torch.manual_seed(self.seed)
         judge = models.Judge().to(self.device)
@@ -325,8 +330,9 @@ class Trainer:
 
         def step_loss(step: int) -> dict[str, Tensor]:
             rng = self.rng(5, step)
-            batch = [scenes[i] for i in rng.choice(len(scenes), plan.batch)]
-            x = self.to_device(np.stack([render(s) for s in batch]))
+            index = rng.choice(len(scenes), plan.batch)
+            batch = [scenes[i] for i in index]
+            x = self.to_device(pictures[index])
             third = plan.batch // 3
             with torch.no_grad(), self.autocast():
                 z = vae.encode(x[:third]).latent_dist.mean

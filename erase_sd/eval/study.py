@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from erase_sd.certify import change, recoverability
 from erase_sd.emoji.world import load_world, with_article
-from erase_sd.erasure import Erasure
+from erase_sd.erasure import Erasure, combine, weight_gram
 from erase_sd.eval.judge import _judge, judge
 from erase_sd.fitting import fit
 from erase_sd.pipelines.live import LiveErasure
@@ -44,7 +45,7 @@ OBJECTS = (
 )
 FAMILIES = ("weapon", "alcohol")
 ARTISTS = ("noto", "fluent")
-TUNE_OBJECTS, TUNE_ARTISTS = ("fox", "banana", "violin"), ("twemoji",)
+TUNE_OBJECTS, TUNE_FAMILIES, TUNE_ARTISTS = ("fox", "banana", "violin"), ("instrument",), ("twemoji",)
 
 # Settings tried for each method; the first is its published (or our a priori) one.
 GRIDS: dict[str, list[dict[str, Any]]] = {
@@ -78,7 +79,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 class Target:
     """One thing to erase: what the edit is told, and how its absence is tested."""
 
-    kind: str  # "object", "family" or "artist"
+    kind: str  # "object", "family", "artist" or "ten" (objects erased one by one and joined)
     name: str
     forget: tuple[str, ...]
     probes: tuple[str, ...]  # the concept itself, in sentences the edit was not built from
@@ -103,7 +104,10 @@ def target(kind: str, name: str) -> Target:
             kind, name, (name, f"by {name}", f"in the style of {name}"), probes, synonyms,
             tuple(nouns[8:18]), tuple(nouns[8:14]), tuple(nouns[:4] + nouns[18:]), tuple(others),
         )  # fmt: skip
-    gone = [c for c in world.concepts if (c.name == name if kind == "object" else c.family == name)]
+    if kind == "ten":
+        gone = [c for c in world.concepts if c.name in OBJECTS[:10]]
+    else:
+        gone = [c for c in world.concepts if (c.name == name if kind == "object" else c.family == name)]
     families = {c.family for c in gone}
     rest = [c for c in world.concepts if c not in gone]
     order = [rest[i] for i in rng.permutation(len(rest))]
@@ -173,6 +177,7 @@ class Study:
     def make(self, method: str, setting: dict[str, Any], t: Target) -> Erasure:
         """The erasure of a target by a method at a setting."""
         options = dict(setting)
+        apart = bool(options.pop("apart", False)) or t.kind == "ten"
         retain = list(t.retain) if method != "unlink" else []
         if options.pop("kept", None) == "vocabulary":
             from erase_sd.background import background, meanings
@@ -181,8 +186,12 @@ class Study:
             ordinary = background(self.encoder)
             near = set(ordinary.near(meanings(self.encoder, list(t.forget)), NEAR))
             retain += [p for i, p in enumerate(ordinary.prompts) if i not in near and p not in t.forget]
-        return fit(
-            self.encoder, list(t.forget), retain=retain, method=method, weights=self.weights, name=t.name, **options
+        groups = [[n] for n in t.forget] if apart else [list(t.forget)]
+        return combine(
+            [
+                fit(self.encoder, g, retain=retain, method=method, weights=self.weights, name=g[0], **options)
+                for g in groups
+            ]
         )
 
     def prompts(self, t: Target) -> dict[str, list[tuple[str, str]]]:
@@ -235,11 +244,12 @@ class Study:
         if key in self.done:
             return self.done[key]
         erasure = self.make(method, setting, t)
-        certificate = erasure.parts[0].certificate
+        edit, subjects = erasure.edit, self.encoder.subjects(list(t.forget))
+        gram = weight_gram({n: self.weights[n] for n in erasure.sites(self.weights)})
         entry: dict[str, Any] = {
             "key": key, "phase": phase, "method": method, "setting": setting, "kind": t.kind, "name": t.name,
-            "norm": certificate["norm"], "null_change": certificate["null_change"],
-            "recoverability": certificate.get("recoverability"),
+            "norm": edit.norm, "null_change": float(change(edit, self.encoder.encode([""]).rows("all")).max()),
+            "recoverability": float(recoverability(edit, subjects, gram).min()),
         }  # fmt: skip
         before = {r: [] for r in roles}  # type: dict[str, list[bool]]
         after = {r: [] for r in roles}  # type: dict[str, list[bool]]
@@ -309,13 +319,14 @@ def summary(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def tune(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
-    """Each method's best setting, for objects (and families) and for artists, on other concepts."""
+    """Each method's best setting for objects, families and artists, found on other concepts."""
     roles = ("forget", "out", "neighbour")
-    best: dict[str, dict[str, dict[str, Any]]] = {"object": {}, "artist": {}}
     plan = {
         "object": [target("object", n) for n in TUNE_OBJECTS],
+        "family": [target("family", n) for n in TUNE_FAMILIES],
         "artist": [target("artist", n) for n in TUNE_ARTISTS],
     }
+    best: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in plan}
     bar = tqdm(total=sum(len(g) for g in GRIDS.values()) * sum(len(v) for v in plan.values()), desc="tuning")
     for kind, targets in plan.items():
         for method, grid in GRIDS.items():
@@ -340,10 +351,11 @@ def run(study: Study) -> list[dict[str, Any]]:
     roles = ("forget", "synonym", "in", "out", "neighbour")
     targets = [target("object", n) for n in OBJECTS]
     targets += [target("family", n) for n in FAMILIES] + [target("artist", n) for n in ARTISTS]
+    targets += [target("ten", "ten objects")]
     jobs = []
     for t in targets:
         for method, grid in GRIDS.items():
-            tuned = best["artist" if t.kind == "artist" else "object"][method]
+            tuned = best["object" if t.kind == "ten" else t.kind][method]
             jobs += [("tuned", method, tuned, t)]
             if method in ("unlink", "uce") and tuned != grid[0]:
                 jobs += [("published", method, grid[0], t)]
@@ -373,7 +385,7 @@ def table(entries: list[dict[str, Any]], kind: str) -> tuple[list[str], dict[str
             name = e["method"] + (" (published)" if e["phase"] == "published" else "")
             row = summary(e) | {k: e["after"].get(k, float("nan")) for k in ("forget", "synonym")}
             row |= {k: e[k] for k in ("drift", "frechet", "null_change", "norm")}
-            row["recoverability"] = e["recoverability"] if e["recoverability"] is not None else float("nan")
+            row["recoverability"] = e["recoverability"]
             groups.setdefault(name, []).append(row)
     numbers = {
         name: {c: float(np.nanmean([r.get(c, np.nan) for r in rows])) for c in COLUMNS} for name, rows in groups.items()
@@ -438,21 +450,19 @@ def main(argv: list[str] | None = None) -> int:
     entries = run(study)
     best = tune(study)
     lines = INTRODUCTION.format(
-        seeds=args.seeds, steps=STEPS, guidance=GUIDANCE, others=", ".join(TUNE_OBJECTS + TUNE_ARTISTS)
+        seeds=args.seeds, steps=STEPS, guidance=GUIDANCE, others=", ".join(TUNE_OBJECTS + TUNE_FAMILIES + TUNE_ARTISTS)
     ).splitlines()
     numbers = {}
-    for kind, names in (("object", OBJECTS), ("family", FAMILIES), ("artist", ARTISTS)):
+    for kind, names in (("object", OBJECTS), ("family", FAMILIES), ("artist", ARTISTS), ("ten", OBJECTS[:10])):
         rows, numbers[kind] = table(entries, kind)
         lines += [f"## {kind}: {', '.join(names)}", "", *rows, ""]
     args.out.mkdir(exist_ok=True)
     plot(numbers, args.out / "method-study.png")
     lines += ["![forgotten against retained](method-study.png)", "", "## Settings chosen", ""]
-    lines += ["| method | objects, families | artists |", "|---|---|---|"]
+    lines += ["| method | objects | families | artists |", "|---|---|---|---|"]
     for method in GRIDS:
-        cells = [
-            ", ".join(f"{k} = {v}" for k, v in best[k_][method].items()) or "defaults" for k_ in ("object", "artist")
-        ]
-        lines.append(f"| {method} | {cells[0]} | {cells[1]} |")
+        cells = [", ".join(f"{k} = {v}" for k, v in best[kind][method].items()) or "defaults" for kind in best]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     (args.out / "method-study.md").write_text("\n".join(lines) + "\n")
     (args.out / "method-study.json").write_text(json.dumps({"settings": best, "numbers": numbers}, indent=1))
     print("\n".join(lines))

@@ -26,6 +26,7 @@ class Method:
         retain: What its retain moment holds: "none", "listed" (templates with neutral nouns and the
             user's retain prompts) or "background" (those and the encoder's whole vocabulary).
         tokens: Which token states make up its forget rows.
+        contexts: Sentences, with one `{}`, that each short forget prompt is also put in.
         anchor: Default `--toward` prompt, for methods that move a concept somewhere; None if it has
             no target.
         kinds: Which projections it edits, "k", "v" or both.
@@ -37,6 +38,7 @@ class Method:
     source: str
     retain: str = "none"
     tokens: str = "all-but-bos"
+    contexts: tuple[str, ...] = ("{}",)
     anchor: str | None = None
     kinds: str = "kv"
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
