@@ -164,6 +164,13 @@ def test_rayleigh_with_an_infinite_ridge_is_unlink(problem):
         torch.testing.assert_close(got, unlink(problem, rank=k).matrix, atol=1e-6, rtol=0)
 
 
+def test_rayleigh_picks_its_rank_from_the_spectrum(problem):
+    values = scipy.linalg.eigh(F.numpy().T @ F.numpy() / len(F), problem.retain.ridged(1e-3).numpy())[0][::-1]
+    for share in (0.5, 0.1, 0.01):
+        edit = rayleigh(problem, rank=0, share=share, protect_null=False)
+        assert edit.rank == (values >= share * values[0]).sum()
+
+
 def test_rayleigh_least_squares_form(problem):
     C_ = problem.retain.ridged(0.1)
     want = C_ @ torch.linalg.inv(C_ + problem.forget.matrix)

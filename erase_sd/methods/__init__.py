@@ -58,7 +58,7 @@ METHODS: dict[str, Method] = {
         "generalized Rayleigh quotient in its consistent form; protects a background of ordinary words",
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
         retain="background",
-        options={"rank": 1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
+        options={"rank": 1, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
     ),
     "unlink": Method(
         f"{_HERE}.unlink:unlink",

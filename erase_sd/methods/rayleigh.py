@@ -15,6 +15,7 @@ def rayleigh(
     problem: Problem,
     *,
     rank: int = 1,
+    share: float = 0.1,
     epsilon: float = 1e-3,
     variant: str = "hard",
     protect_null: bool = True,
@@ -31,7 +32,9 @@ def rayleigh(
 
     Args:
         problem: Forget and retain moments; `null` rows are fixed exactly if `protect_null`.
-        rank: Number of directions `k` (not used by "lsq").
+        rank: Number of directions `k` (not used by "lsq"); 0 takes all whose λ is at least `share` of the
+            first: one concept has one or two, a family as many as it has members.
+        share: See `rank`.
         epsilon: Relative ridge; towards infinity "hard" becomes Unlink.
         variant: "hard", "lsq" or "paper".
         protect_null: Solve on the orthogonal complement of the empty prompt's states.
@@ -55,6 +58,8 @@ def rayleigh(
     have = int((values > 1e-10 * values[0]).sum())
     if variant == "lsq":
         rank = have
+    elif rank == 0:
+        rank = int((values >= share * values[0]).sum())
     if not 1 <= rank <= have:
         raise ValueError(f"rank {rank} asked, but the forget prompts span {have} unprotected dimensions")
     lam = values[:rank]
