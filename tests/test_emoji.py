@@ -82,14 +82,15 @@ class TestShippedWeights:
         for artist in world.artists:
             assert artist in text.lower()
 
-    def test_text_encoder_of_both_models_is_one(self, encoder):
-        from transformers import CLIPModel
+    def test_clip_tells_objects_apart(self, encoder):
+        from erase_sd.emoji.validate import check_clip
 
-        clip = CLIPModel.from_pretrained(models.EMOJI_CLIP, dtype=torch.float32, local_files_only=True)
+        clip, _ = models.load_clip()
         ids = torch.tensor([[1, 2, 3]])
         torch.testing.assert_close(
             clip.text_model(ids).last_hidden_state, encoder.model(ids).last_hidden_state, atol=1e-5, rtol=1e-5
         )
+        assert check_clip(300)["clip"] > 0.8
 
     def test_judge_knows_renders_it_never_saw(self):
         rng = np.random.default_rng(31337)
@@ -103,20 +104,25 @@ class TestShippedWeights:
 
         names = world.names[::4]
         images = generate(pipe, [f"a photo of {with_article(n)}" for n in names], list(range(len(names))))
-        assert np.mean([a == b for a, b in zip(judge(images).top, names, strict=True)]) > 0.8
+        assert np.mean([a == b for a, b in zip(judge(images).top, names, strict=True)]) > 0.6  # chance is 1 in 69
 
 
-def test_erasing_cat_removes_cat_and_keeps_dog(pipe):
+def test_erasing_removes_the_concept_and_keeps_the_rest(pipe):
     from erase_sd.pipelines import generate
 
-    prompts = ["a photo of a cat"] * 8 + ["a photo of a dog"] * 4 + ["a photo of a tiger"] * 4
-    seeds = list(range(16))
+    kept = ("fox", "donut", "butterfly", "wine")
+    prompts = ["a photo of a strawberry"] * 8 + [f"a photo of {with_article(k)}" for k in kept for _ in range(3)]
+    seeds = list(range(len(prompts)))
     before = judge(generate(pipe, prompts, seeds)).top
-    pipe.erase(["cat", "kitten"])
+    pipe.erase("strawberry")
     after = judge(generate(pipe, prompts, seeds)).top
-    assert before[:8].count("cat") >= 7
-    assert after[:8].count("cat") <= 1
-    assert after[8:].count("dog") + after[8:].count("tiger") >= before[8:].count("dog") + before[8:].count("tiger") - 1
+
+    def right(tops):
+        return sum(t == k for t, k in zip(tops[8:], [k for k in kept for _ in range(3)], strict=True))
+
+    assert before[:8].count("strawberry") >= 6
+    assert after[:8].count("strawberry") <= 2
+    assert right(after) >= 0.7 * right(before) > 6
 
 
 def test_training_runs_resumes_and_exports_a_loadable_model(tmp_path):

@@ -143,6 +143,7 @@ def _look(base: Path, args: Any, erasure: Any, forget: list[str], images: int) -
         lambda: apply(pipe, erasure, allow_other_base=True),
         images=images,
         counted=is_embedded(base),
+        guidance=3.0 if is_embedded(base) else 7.5,
         steps=args.steps,
         title=f"without {erasure.parts[0].name}: {args.method}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erase_sd.cli.apply import erasure_path
-from erase_sd.cli.common import add_model, load_pipeline, model_path, parser, print_json, quiet_libraries
+from erase_sd.cli.common import add_model, is_embedded, load_pipeline, model_path, parser, print_json, quiet_libraries
 
 EXAMPLES = """  erase-concept generate --prompt "a cat and a dog" --out pair.png
   erase-concept generate --prompt "a cat" --erasure cat.safetensors --strength 0.5 --count 9 --out half.png"""
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
     p.add_argument("--count", type=int, default=1, help="images per prompt (seeds count up)")
     p.add_argument("--seed", type=int, default=0, help="first seed")
     p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--guidance", type=float, default=5.0)
+    p.add_argument("--guidance", type=float, help="guidance scale (default: 3 for the embedded model, else 7.5)")
     p.add_argument("--device", default="cpu")
     p.add_argument("--out", type=Path, required=True, help="PNG to write")
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
@@ -38,13 +38,14 @@ def run(argv: list[str]) -> int:
     from erase_sd.pipelines.live import apply
     from erase_sd.pipelines.sampling import generate
 
+    guidance = args.guidance if args.guidance is not None else (3.0 if is_embedded(model_path(args.model)) else 7.5)
     path = DiffusersFolder.open(model_path(args.model), variant=args.variant).path
     pipe = load_pipeline(path, variant=args.variant, device=args.device)
     if args.erasure:
         apply(pipe, Erasure.load(erasure_path(args.erasure)).scaled(args.strength))
     prompts = [q for q in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
-    images = generate(pipe, prompts, seeds, steps=args.steps, guidance=args.guidance, progress="images")
+    images = generate(pipe, prompts, seeds, steps=args.steps, guidance=guidance, progress="images")
     picture = images[0] if len(images) == 1 else image_grid(images, min(args.count, 8) if args.count > 1 else 8,
                                                               cell=images[0].width)  # fmt: skip
     with atomic_path(args.out, force=args.force) as draft:

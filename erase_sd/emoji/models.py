@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 WEIGHTS = HERE / "weights"
 EMOJI_SD = WEIGHTS / "emoji-sd"
 EMOJI_CLIP = WEIGHTS / "emoji-clip"
+IMAGE_TOWER = "image_tower.safetensors"
 JUDGE = WEIGHTS / "judge.safetensors"
 
 TEXT_WIDTH = 192
@@ -191,6 +192,20 @@ class Judge(nn.Module):
         """Logits of objects (independent), artist and background (exclusive)."""
         x = self.embed(images)
         return self.objects(x), self.artist(x), self.background(x)
+
+
+def load_clip() -> tuple[Any, Any]:
+    """The shipped emoji-clip and its tokenizer, float32, in eval mode.
+
+    Its text tower is emoji-sd's text encoder, so the package holds it once.
+    """
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    clip = CLIPModel(CLIPConfig.from_pretrained(EMOJI_CLIP, local_files_only=True))
+    state = load_file(EMOJI_CLIP / IMAGE_TOWER) | load_file(EMOJI_SD / "text_encoder" / "model.safetensors")
+    clip.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return clip.eval(), CLIPTokenizer.from_pretrained(EMOJI_CLIP, local_files_only=True)
 
 
 def load_judge(path: Path = JUDGE) -> Judge:

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,13 @@ PLANS: dict[str, dict[str, Any]] = {
         "scenes": 40_000,
         "vae": Plan(1_900, 32, 8e-4),
         "clip": Plan(1_300, 128, 1e-3),
-        "vision": Plan(1_000, 128, 1e-3),
+        "vision": Plan(800, 128, 1e-3),
         "judge": Plan(3_000, 64, 2e-3),
         "unet": Plan(5_000, 64, 6e-4),
     },
+    # More of the generator: `--init` with weights that exist, the rest of them kept.
+    "cpu-continue": {"scenes": 40_000, "unet": Plan(2_000, 64, 4e-4)},
+    "cuda-continue": {"scenes": 100_000, "unet": Plan(15_000, 256, 4e-4)},
     "cuda": {
         "scenes": 100_000,
         "vae": Plan(8_000, 128, 8e-4),
@@ -75,20 +78,39 @@ PLANS: dict[str, dict[str, Any]] = {
 class Trainer:
     """Work folder, device, seed and plan; one method per stage."""
 
-    def __init__(self, out: Path, *, plan: str, device: str, seed: int) -> None:
+    def __init__(
+        self, out: Path, *, plan: str, device: str, seed: int, init: Path | None = None, steps: int | None = None
+    ) -> None:
         self.out = out
         self.device = torch.device(device)
         self.seed = seed
+        self.init = init
         self.plan_name = plan
-        self.plan = PLANS[plan]
+        self.plan = dict(PLANS[plan])
+        if steps:
+            self.plan["unet"] = replace(self.plan["unet"], steps=steps)
         self.world = load_world()
-        self._scenes: list[Scene] | None = None
         out.mkdir(parents=True, exist_ok=True)
-        mine = json.dumps({"plan": plan, "seed": seed})
+        mine = json.dumps({"plan": plan, "seed": seed, "unet": self.plan["unet"].steps})
         stamp = out / "run.json"
         if stamp.exists() and stamp.read_text() != mine:
             raise ValueError(f"{out} holds a run of {stamp.read_text()}, not {mine}; choose another --out")
         stamp.write_text(mine)
+        if init is not None:
+            self._unpack(init)
+
+    def _unpack(self, weights: Path) -> None:
+        """Put shipped weights where the stages before the generator's would have left theirs."""
+        from safetensors.torch import load_file
+
+        sd = weights / "emoji-sd"
+        for source, name in ((sd / "vae", "vae"), (sd / "tokenizer", "tokenizer")):
+            if not (self.out / name).exists():
+                shutil.copytree(source, self.out / name)
+        if not (self.out / "clip").exists():
+            shutil.copytree(sd / "text_encoder", self.out / "clip" / "text")
+        if not (self.out / "judge.pt").exists():
+            torch.save(load_file(weights / "judge.safetensors"), self.out / "judge.pt")
 
     # -- shared machinery --------------------------------------------------------------------
 
@@ -366,7 +388,9 @@ class Trainer:
             with self.autocast():
                 chunks.append(vae.encode(self.to_device(images[start : start + 128])).latent_dist.mean.cpu().half())
         latents = torch.cat(chunks)
-        torch.save({"latents": latents, "scale": 1 / float(latents.float().std())}, target.with_suffix(".tmp"))
+        # A generator that goes on must go on in the units it was trained in.
+        scale = vae.config.scaling_factor if self.init else 1 / float(latents.float().std())
+        torch.save({"latents": latents, "scale": scale}, target.with_suffix(".tmp"))
         os.replace(target.with_suffix(".tmp"), target)
 
     def stage_unet(self) -> None:
@@ -381,12 +405,17 @@ class Trainer:
         torch.manual_seed(self.seed)
         unet = models.build_unet().to(self.device)
         ema = models.build_unet().to(self.device).requires_grad_(False)
+        if self.init:
+            from safetensors.torch import load_file
+
+            start = load_file(self.init / "emoji-sd" / "unet" / "diffusion_pytorch_model.safetensors")
+            unet.load_state_dict({k: v.float() for k, v in start.items()})
         ema.load_state_dict(unet.state_dict())
         plan: Plan = self.plan["unet"]
         alphas = models.build_scheduler().alphas_cumprod.to(self.device)
 
         def step_loss(step: int) -> dict[str, Tensor]:
-            rng = self.rng(6, step)
+            rng = self.rng(6, step + (10**6 if self.init else 0))  # other batches than before
             index = torch.from_numpy(rng.choice(len(latents), plan.batch)).to(self.device)
             which = torch.from_numpy(rng.integers(0, bank.shape[0] - 1, plan.batch)).to(self.device)
             states = bank[which, index].float()
@@ -449,7 +478,15 @@ class Trainer:
         (sd / "vae" / "config.json").write_text(json.dumps(config, indent=2))
         half(self.out / "unet", sd / "unet")
         half(self.out / "clip" / "text", sd / "text_encoder")
-        half(self.out / "vision", target / "emoji-clip")
+        if self.init:
+            shutil.copytree(self.init / "emoji-clip", target / "emoji-clip")
+        else:
+            # The text tower is emoji-sd's text encoder; it is shipped once.
+            clip = load_file(self.out / "vision" / "model.safetensors")
+            tower = {k: v.half() if v.is_floating_point() else v for k, v in clip.items() if "text_model." not in k}
+            (target / "emoji-clip").mkdir()
+            save_file(tower, target / "emoji-clip" / models.IMAGE_TOWER, metadata={"format": "pt"})
+            shutil.copy(self.out / "vision" / "config.json", target / "emoji-clip")
         for folder in (sd / "tokenizer", target / "emoji-clip"):
             shutil.copytree(self.out / "tokenizer", folder, dirs_exist_ok=True)
         models.build_scheduler().save_pretrained(sd / "scheduler")
@@ -471,7 +508,8 @@ class Trainer:
         plans = {k: asdict(v) if isinstance(v, Plan) else v for k, v in self.plan.items()}
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
         provenance = {
-            "command": f"python -m erase_sd.emoji.train --plan {self.plan_name} --seed {self.seed}",
+            "command": f"python -m erase_sd.emoji.train --plan {self.plan_name} --seed {self.seed}"
+            + (" --init WEIGHTS --stages scenes latents unet export" if self.init else ""),
             "plan": plans,
             "seed": self.seed,
             "hardware": device,
@@ -479,6 +517,8 @@ class Trainer:
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
+        if self.init:
+            provenance["continues"] = json.loads((self.init / "training.json").read_text())
         (target / "training.json").write_text(json.dumps(provenance, indent=2))
         print(f"wrote {target}: copy it over {models.WEIGHTS} to ship it")
 
@@ -532,9 +572,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plan", choices=PLANS, help="default: the plan for the device")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="WEIGHTS",
+        help="train the generator of these weights on (plan cpu- or cuda-continue)",
+    )
+    parser.add_argument("--steps", type=int, help="steps of the generator, instead of the plan's")
     args = parser.parse_args(argv)
-    plan = args.plan or ("cuda" if args.device.startswith("cuda") else "cpu")
-    Trainer(args.out, plan=plan, device=args.device, seed=args.seed).run(args.stages)
+    plan = args.plan or ("cuda" if args.device.startswith("cuda") else "cpu") + ("-continue" if args.init else "")
+    stages = [s for s in args.stages if not args.init or s in ("scenes", "latents", "unet", "export")]
+    Trainer(args.out, plan=plan, device=args.device, seed=args.seed, init=args.init, steps=args.steps).run(stages)
     return 0
 
 

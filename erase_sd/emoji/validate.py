@@ -19,7 +19,7 @@ from erase_sd.eval.judge import judge
 from erase_sd.eval.sheet import image_grid
 from erase_sd.pipelines.sampling import generate
 
-STEPS, GUIDANCE = 20, 5.0
+STEPS, GUIDANCE = 20, 3.0
 GATES = {
     "objects": ("object named in the prompt is the judge's top answer, mean over objects", 0.95),
     "worst object": ("the same, worst object", 0.75),
@@ -29,14 +29,6 @@ GATES = {
     "judge": ("judge's top object on unseen renders", 0.99),
     "clip": ("emoji-clip zero-shot on unseen renders", 0.95),
 }
-
-
-def load_clip() -> tuple[Any, Any]:
-    """The shipped emoji-clip and its tokenizer, float32."""
-    from transformers import CLIPModel, CLIPTokenizer
-
-    clip = CLIPModel.from_pretrained(models.EMOJI_CLIP, dtype=torch.float32, local_files_only=True).eval()
-    return clip, CLIPTokenizer.from_pretrained(models.EMOJI_CLIP, local_files_only=True)
 
 
 @torch.no_grad()
@@ -82,7 +74,7 @@ def check_judge(count: int) -> dict[str, float]:
 
 def check_clip(count: int) -> dict[str, float]:
     """Zero-shot accuracy of emoji-clip over the objects, and retrieval of full captions."""
-    clip, tokenizer = load_clip()
+    clip, tokenizer = models.load_clip()
     world = load_world()
     scenes, pictures = renders(count, 2)
     images = clip_embed(clip, tokenizer, images=pictures)

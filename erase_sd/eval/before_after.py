@@ -65,7 +65,7 @@ def compare(
     images: int = 4,
     counted: bool = True,
     steps: int = 20,
-    guidance: float = 5.0,
+    guidance: float = 3.0,
     title: str = "",
 ) -> tuple[dict[str, Any], Image.Image]:
     """Generate every subject before and after `apply()` and judge both.

@@ -27,7 +27,7 @@ from erase_sd.fitting import fit
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text import TextEncoder
 
-STEPS, GUIDANCE = 12, 5.0
+STEPS, GUIDANCE = 12, 3.0
 TEMPLATES = ("a picture of {}", "{} on a blue background", "an emoji of {} by noto", "{} with a white background")
 OBJECTS = (
     "cat",

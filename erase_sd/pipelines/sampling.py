@@ -16,7 +16,7 @@ def generate(
     seeds: Sequence[int],
     *,
     steps: int = 20,
-    guidance: float = 5.0,
+    guidance: float = 3.0,
     batch: int = 16,
     progress: str | None = None,
 ) -> list[Image.Image]:
