@@ -51,12 +51,15 @@ class Method:
 
 _UNLINK = "Unlearn in a Blink (OpenReview KnDkteVLTn)"
 _HERE = "erase_sd.methods"
+# A concept looks a little different in every sentence; four of them tell its direction from the sentence's.
+_SENTENCES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
 
 METHODS: dict[str, Method] = {
     "rayleigh": Method(
         f"{_HERE}.rayleigh:rayleigh",
         "generalized Rayleigh quotient in its consistent form; protects a background of ordinary words",
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
+        contexts=_SENTENCES,
         retain="background",
         options={"rank": 1, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
     ),
@@ -77,6 +80,7 @@ METHODS: dict[str, Method] = {
         f"{_HERE}.unlink:unlink_oblique",
         "Unlink's subspace, removed by the map that moves retained features least",
         "this project",
+        contexts=_SENTENCES,
         retain="background",
         options={"rank": 1, "epsilon": 1e-3, "protect_null": True},
     ),
