@@ -509,7 +509,7 @@ class Trainer:
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
         provenance = {
             "command": f"python -m erase_sd.emoji.train --plan {self.plan_name} --seed {self.seed}"
-            + (" --init WEIGHTS --stages scenes latents unet export" if self.init else ""),
+            + (f" --init WEIGHTS --steps {self.plan['unet'].steps}" if self.init else ""),
             "plan": plans,
             "seed": self.seed,
             "hardware": device,

@@ -188,16 +188,23 @@ def markdown(r: dict[str, Any], training: dict[str, Any], per_cell: int, seeds: 
         "",
         "## Training",
         "",
-        f"`{training['command']}` on {training['hardware']}, Python {training['python']}, torch {training['torch']}; "
+        f"`{(training.get('continues') or training)['command']}`"
+        + (f", then `{training['command']}`" if "continues" in training else "")
+        + f", on {training['hardware']}, Python {training['python']}, torch {training['torch']}; "
         "`make train-emoji` does the same on any machine, on a GPU with a longer plan.",
         "",
         "| stage | steps x batch | peak learning rate | seconds |",
         "|---|---|---|---|",
     ]
-    for stage, seconds in training["seconds"].items():
-        plan = training["plan"].get(stage)
-        detail = f"{plan['steps']} x {plan['batch']} | {plan['lr']}" if isinstance(plan, dict) else f"{plan or ''} | "
-        lines.append(f"| {stage} | {detail} | {seconds} |")
+    phase: dict[str, Any] | None = training
+    while phase:
+        for stage, seconds in phase["seconds"].items():
+            if stage in phase["plan"]:
+                plan = phase["plan"][stage]
+                detail = f"{plan['steps']} x {plan['batch']} | {plan['lr']}" if isinstance(plan, dict) else f"{plan} | "
+                again = " (continued)" if "continues" in phase else ""
+                lines.append(f"| {stage}{again} | {detail} | {seconds} |")
+        phase = phase.get("continues")
     return "\n".join(lines) + "\n"
 
 
