@@ -478,6 +478,10 @@ class Trainer:
         (sd / "vae" / "config.json").write_text(json.dumps(config, indent=2))
         half(self.out / "unet", sd / "unet")
         half(self.out / "clip" / "text", sd / "text_encoder")
+        # transformers loads the dtype named here; diffusers loads the rest in float32. They must agree.
+        text_config = json.loads((sd / "text_encoder" / "config.json").read_text())
+        text_config["dtype"] = text_config["torch_dtype"] = "float32"
+        (sd / "text_encoder" / "config.json").write_text(json.dumps(text_config, indent=2))
         if self.init:
             shutil.copytree(self.init / "emoji-clip", target / "emoji-clip")
         else:
@@ -553,14 +557,11 @@ def save_clip(clip: Any, folder: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = clip.config.to_dict()
     config["architectures"] = ["CLIPModel"]
-    config["dtype"] = config["torch_dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
     tower = {k: v for k, v in state.items() if k.startswith("text_model.")}
     save_file(tower, text / "model.safetensors", metadata={"format": "pt"})
     text_config = clip.config.text_config.to_dict()
     text_config["architectures"] = ["CLIPTextModel"]
-    # transformers loads the dtype named here; diffusers loads the rest in float32. They must agree.
-    text_config["dtype"] = text_config["torch_dtype"] = "float32"
     (text / "config.json").write_text(json.dumps(text_config, indent=2, default=str))
 
 

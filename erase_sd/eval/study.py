@@ -38,7 +38,7 @@ OBJECTS = (
     "pizza",
     "car",
     "rocket",
-    "guitar",
+    "cake",
     "church",
     "umbrella",
     "mushroom",
