@@ -86,7 +86,7 @@ def reference(name):
 CASES = {
     "unlink": (unlink, {}),
     "unlink-oblique": (unlink_oblique, {"protect_null": False}),
-    "rayleigh": (rayleigh, {"protect_null": False}),
+    "rayleigh": (rayleigh, {"rank": 1, "protect_null": False}),
     "gf": (gf, {}),
     "cure": (cure, {}),
     "uce": (uce, {}),

@@ -14,7 +14,7 @@ from erase_sd.methods.unlink import complement
 def rayleigh(
     problem: Problem,
     *,
-    rank: int = 1,
+    rank: int = 0,
     share: float = 0.1,
     epsilon: float = 1e-3,
     variant: str = "hard",
