@@ -85,7 +85,7 @@ def overwrite_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             if len(data) != end - begin:
                 raise ValueError(f"{name}: expected {end - begin} bytes, got {len(data)}")
             f.seek(8 + length + begin)
-            f.write(memoryview(data))
+            f.write(data.data)
 
 
 @contextmanager

@@ -157,7 +157,7 @@ class Study:
                     continue  # the line that an interruption cut; its edit is measured again
                 self.done[entry["key"]] = entry
         self._embeddings: dict[str, torch.Tensor] = {}
-        self._features: dict[str, np.ndarray] = {}
+        self._originals: dict[str, dict[str, Any]] = {}
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seed: int) -> Any:
@@ -274,12 +274,9 @@ class Study:
     def original(self, t: Target, seed: int, roles: Sequence[str]) -> dict[str, Any]:
         """The unedited model on the same prompts and seeds, drawn once."""
         key = json.dumps([t.kind, t.name, seed, list(roles)])
-        cached = getattr(self, "_originals", None)
-        if cached is None:
-            cached = self._originals = {}
-        if key not in cached:
-            cached[key] = self.measure(t, None, seed, roles)
-        return cached[key]
+        if key not in self._originals:
+            self._originals[key] = self.measure(t, None, seed, roles)
+        return self._originals[key]
 
 
 def frechet(a: np.ndarray, b: np.ndarray, *, dims: int = 16) -> float:
