@@ -137,7 +137,7 @@ def test_lists(capsys):
     assert code == 2 and "no prompt set" in one_line(err)
 
 
-def test_ten_thousand_prompts(capsys, tmp_path):
+def test_ten_thousand_lines_with_repetitions(capsys, tmp_path):
     many = tmp_path / "many.txt"
     many.write_text("\n".join(f"cat {i % 300}" for i in range(10_000)))
     code, _, err = call(capsys, "erase", "--forget", f"file:{many}", "--out", tmp_path / "o", "--dry-run")

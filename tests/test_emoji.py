@@ -125,7 +125,7 @@ def test_erasing_removes_the_concept_and_keeps_the_rest(pipe):
     assert right(after) >= 0.7 * right(before) > 6
 
 
-def test_training_runs_resumes_and_exports_a_loadable_model(tmp_path):
+def test_training_runs_skips_what_is_done_and_exports_a_loadable_model(tmp_path):
     def train(*stages):
         command = [sys.executable, "-m", "erase_sd.emoji.train", "--plan", "smoke", "--out", str(tmp_path)]
         subprocess.run([*command, "--stages", *stages], check=True, capture_output=True, timeout=300)

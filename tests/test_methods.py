@@ -107,11 +107,10 @@ def test_registry_entry_loads_and_runs_with_its_defaults(name, problem):
     assert METHODS[name].source and METHODS[name].summary
 
 
-@pytest.mark.parametrize("name", METHODS)
+# The published ridge or threshold of these three is absolute: scale matters to them.
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"uce", "rece", "speed"}))
 def test_rescaled_features_rescale_nothing(name, problem):
     """A network whose features and weights are scaled against each other is the same network."""
-    if name in ("uce", "rece", "speed"):
-        pytest.skip("its published ridge or threshold is absolute")
     big = Problem(
         forget=SecondMoment.of(7 * F), retain=SecondMoment.of(7 * R), null=7 * NULL, concepts=7 * C, anchors=7 * G
     )

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(f"erase_sd.cli.{name}").run(argv[1:])
-    except (ValueError, FileExistsError, NotImplementedError) as error:
+    except (ValueError, FileExistsError) as error:
         return _fail(name, error, 2)
     except (OSError, MemoryError) as error:
         return _fail(name, error, 1)
