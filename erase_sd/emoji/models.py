@@ -194,7 +194,7 @@ class Judge(nn.Module):
         return self.objects(x), self.artist(x), self.background(x)
 
 
-def load_clip() -> tuple[Any, Any]:
+def load_clip(weights: Path = WEIGHTS) -> tuple[Any, Any]:
     """The shipped emoji-clip and its tokenizer, float32, in eval mode.
 
     Its text tower is emoji-sd's text encoder, so the package holds it once.
@@ -202,10 +202,12 @@ def load_clip() -> tuple[Any, Any]:
     from safetensors.torch import load_file
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    clip = CLIPModel(CLIPConfig.from_pretrained(EMOJI_CLIP, local_files_only=True))
-    state = load_file(EMOJI_CLIP / IMAGE_TOWER) | load_file(EMOJI_SD / "text_encoder" / "model.safetensors")
+    folder = weights / "emoji-clip"
+    clip = CLIPModel(CLIPConfig.from_pretrained(folder, local_files_only=True))
+    state = load_file(folder / IMAGE_TOWER)
+    state |= load_file(weights / "emoji-sd" / "text_encoder" / "model.safetensors")
     clip.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return clip.eval(), CLIPTokenizer.from_pretrained(EMOJI_CLIP, local_files_only=True)
+    return clip.eval(), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_judge(path: Path = JUDGE) -> Judge:
