@@ -61,6 +61,10 @@ class Background:
         theirs = torch.nn.functional.normalize(meanings.float() - centre, dim=1)
         return torch.nonzero((ours @ theirs.T).amax(1) > threshold).flatten().tolist()
 
+    def synonyms(self, meanings: Tensor, threshold: float) -> list[str]:
+        """Bare words of the vocabulary that lie as near the given prompts."""
+        return [self.prompts[i] for i in self.near(meanings, threshold) if " " not in self.prompts[i]]
+
     def without(self, encoder: TextEncoder, indices: list[int]) -> SecondMoment:
         """The moment less some prompts."""
         if not indices:

@@ -11,7 +11,7 @@ from torch import Tensor
 from erase_sd.edit import LowRankEdit
 from erase_sd.methods.problem import Problem
 from erase_sd.methods.rece import revival
-from erase_sd.moments import SecondMoment
+from erase_sd.moments import SecondMoment, orthonormal
 
 
 def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
@@ -44,6 +44,27 @@ def recoverability(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor) -> Tens
     return (((gap @ weight_gram) * gap).sum(1).clamp(min=0) / size).sqrt()
 
 
+def revivable(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor, null: Tensor) -> Tensor:
+    """How much of what sets a concept apart the best adversarial embedding brings back, `(n,)` in 0..1.
+
+    `1 − recoverability / apartness`, where apartness is what recoverability would be if nothing but the
+    empty prompt's states could be produced: most of a text state's norm is shared with them and stays
+    on purpose.
+
+    Args:
+        edit: The edit.
+        rows: `(n, d)` original states of the concept.
+        weight_gram: `(d, d)`, `Σ WᵀW` over the edited weights.
+        null: `(m, d)` states of the empty prompt.
+    """
+    rows, Q = rows.double(), orthonormal(null)
+    G = weight_gram
+    size = ((rows @ G) * rows).sum(1).clamp(min=1e-300)
+    apart = rows.T - Q @ torch.linalg.solve(Q.T @ G @ Q, Q.T @ G @ rows.T)
+    apartness = ((apart * (G @ apart)).sum(0).clamp(min=0) / size).sqrt()
+    return (1 - recoverability(edit, rows, G) / apartness.clamp(min=1e-300)).clamp(0, 1)
+
+
 def energy_share(gram: Tensor, map_: Tensor) -> float:
     """`sqrt(Σ ‖M x‖² / Σ ‖x‖²)` over the rows behind a Gram matrix; 0 if there are none."""
     total = float(gram.trace())
@@ -63,8 +84,8 @@ def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | Non
         empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
         `retain_drift`, root mean square relative change of ordinary prompts; `kept_drift`, the same
         for the worst listed prompt; `spectrum`, top eigenvalue shares of the forget features; and
-        `recoverability` where the weights are known; `angle`, degrees between the forget features' first
-        direction and the span that holds 90 % of ordinary prompts' energy (0: nothing sets it apart).
+        `recoverability` and `revivable` where the weights are known; `angle`, degrees between the forget
+        features' first direction and the span that holds 90 % of ordinary prompts' energy (0: nothing sets it apart).
     """
     T = edit.matrix
     moved = T - torch.eye(edit.width, dtype=torch.float64)
@@ -86,4 +107,5 @@ def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | Non
     if len(problem.weight_gram) == edit.width and len(problem.concepts):
         lost = recoverability(edit, problem.concepts, problem.weight_gram)
         report["recoverability"] = float(lost.min())
+        report["revivable"] = float(revivable(edit, problem.concepts, problem.weight_gram, problem.null).max())
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from erase_sd.methods import DEFAULT, METHODS, Method
 from erase_sd.methods.problem import Problem
 from erase_sd.moments import SecondMoment
 from erase_sd.prompts import clean, neutral
+from erase_sd.robust import harden
 from erase_sd.text import TextEncoder
 
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
@@ -114,6 +116,7 @@ def fit(
     name: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
     near: float = NEAR,
+    robust: bool = False,
     **options: Any,
 ) -> Erasure:
     """Make the erasure of one concept.
@@ -130,6 +133,8 @@ def fit(
         name: Name of the concept in the artifact; default: the first forget prompt.
         weights: Base tensors the edit is for, by name; recorded as hashes.
         near: Cosine above which a background prompt is left out of the retain moment.
+        robust: Also erase the vocabulary's synonyms of the concept, and the embeddings that would revive
+            it (see `erase_sd.robust.harden`); needs `weights`.
         **options: The method's own options.
 
     Returns:
@@ -154,6 +159,10 @@ def fit(
     sentences = tuple(contexts or spec.contexts)
     edited = {n: w for n, w in (weights or {}).items() if n.split(".to_")[-1][:1] in spec.kinds}
     gram = weight_gram(edited) if edited else None
+    if robust:
+        kept = {p.lower() for p in retain}
+        same = background(encoder).synonyms(meanings(encoder, forget), near)
+        forget = clean([*forget, *(w for w in same if w.lower() not in kept)])
     problem = build_problem(
         encoder,
         forget,
@@ -165,7 +174,15 @@ def fit(
         near=near,
         gram=gram,
     )
-    edit = spec.load()(problem, **settings)
+    solve = functools.partial(spec.load(), **settings)
+    history: list[float] = []
+    if robust:
+        edit, history = harden(problem, solve)
+    else:
+        edit = solve(problem)
+    certificate = certify(edit.scaled(strength), problem, ordinary=_ordinary(encoder, problem, forget, spec, near))
+    if robust:
+        certificate["revivable_by_round"] = [round(v, 4) for v in history]
     part = Part(
         name=name or forget[0],
         edit=edit,
@@ -175,8 +192,8 @@ def fit(
         tokens=rule,
         contexts=sentences,
         strength=strength,
-        options=settings,
-        certificate=certify(edit.scaled(strength), problem, ordinary=_ordinary(encoder, problem, forget, spec, near)),
+        options=settings | ({"robust": True} if robust else {}),
+        certificate=certificate,
     )
     erasure = Erasure((part,), kinds=spec.kinds, text_encoder=encoder.fingerprint)
     return erasure.bound_to(edited) if edited else erasure

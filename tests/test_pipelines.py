@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from erase_sd.erasure import Erasure, WrongBase
+from erase_sd.fitting import fit
 from erase_sd.lora import save_lora
 from erase_sd.pipelines import LiveErasure, apply, generate, remove
 
@@ -97,9 +99,34 @@ def test_runtime_edit_of_the_embeddings_equals_the_baked_weights(pipe, cat):
         return pipe(prompt_embeds=e, negative_prompt_embeds=n, generator=noise, num_inference_steps=4,
                     output_type="np").images  # fmt: skip
 
-    runtime = run(cat.edit.features(embeds), cat.edit.features(negative))
-    apply(pipe, cat)
+    original, weights = run(embeds, negative), state(pipe)
+    apply(pipe, cat, runtime=True)
+    runtime = run(embeds, negative)
+    assert same(state(pipe), weights)  # no weight was touched
+    assert np.abs(runtime - original).max() > 1e-3
+    with pytest.raises(ValueError, match="the other mode"):
+        apply(pipe, cat, runtime=False)
+    remove(pipe)
+    np.testing.assert_array_equal(run(embeds, negative), original)
+    apply(pipe, cat, runtime=False)
     np.testing.assert_allclose(run(embeds, negative), runtime, atol=2e-4)
+
+
+def test_runtime_mode_refuses_an_erasure_of_the_values_alone(pipe, encoder, weights):
+    speed = fit(encoder, ["cat"], method="speed", weights=weights)
+    with pytest.raises(ValueError, match="keys and values"):
+        apply(pipe, speed, runtime=True)
+
+
+def test_diffusers_loads_it_as_a_custom_pipeline(embedded, cat):
+    import erase_sd.pipelines.stable_diffusion as module
+
+    pipe = DiffusionPipeline.from_pretrained(
+        str(embedded), custom_pipeline=module.__file__, trust_remote_code=True, local_files_only=True
+    )
+    assert pipe.erase("cat").names == ("cat",)
+    pipe.restore()
+    assert pipe.erasures == ()
 
 
 @pytest.mark.parametrize("style", ["peft", "kohya"])

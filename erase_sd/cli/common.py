@@ -55,6 +55,11 @@ def add_concept(p: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
     )
     p.add_argument("--strength", type=float, default=1.0, help="0 changes nothing, 1 is the method's own (default)")
+    p.add_argument(
+        "--robust",
+        action="store_true",
+        help="also erase synonyms the text encoder knows and the embeddings that would revive the concept",
+    )
     p.add_argument("--tokens", help="token rule of the forget features; see `methods`")
     p.add_argument("--toward", metavar="PROMPT", help="where methods with a target move the concept")
     p.add_argument("--name", help="name of the concept in the erasure file (default: the first prompt)")

@@ -25,6 +25,7 @@ from erase_sd.cli.common import (
 EXAMPLES = """  erase-concept erase --forget cat
   erase-concept erase --forget cat --forget kitten --retain dog --out cat-free
   erase-concept erase --model ./stable-diffusion-v1-4 --forget set:nudity --out ./sd14-safe
+  erase-concept erase --forget cat --robust --out cat-free-for-good
   erase-concept erase --forget set:weapons --method uce --toward "a toy" --json
 
 The result is a plain diffusers folder, with beside its weights
@@ -89,6 +90,7 @@ def run(argv: list[str]) -> int:
         tokens=args.tokens,
         strength=args.strength,
         name=args.name,
+        robust=args.robust,
         weights=weights,
         **options,
     )
@@ -163,10 +165,8 @@ def certificate_lines(certificate: dict[str, Any]) -> list[str]:
         f"retained text moves {certificate['retain_drift']:.2%}, the empty prompt {certificate['null_change']:.2%}, "
         f"largest gain {certificate['norm']:.2f}",
     ]
-    if "recoverability" in certificate:
-        lines.append(
-            f"an adversarial embedding comes back to within {certificate['recoverability']:.0%} of the concept at best"
-        )
+    if "revivable" in certificate:
+        lines.append(f"an adversarial embedding brings back {certificate['revivable']:.0%} of the concept at best")
     return lines
 
 

@@ -37,6 +37,8 @@ def run(argv: list[str]) -> int:
         check_target(args.plot, force=args.force)
     if args.max_drift is not None and args.strength != 1:
         raise ValueError("--max-drift finds the strength itself; leave --strength out")
+    if args.max_drift is not None and args.robust:
+        raise ValueError("--robust goes as far as it must, --max-drift only as far as it may; choose one")
     from erase_sd.prompts import neutral_of, read_prompts
 
     forget = read_prompts(args.forget, what="forget")
@@ -55,6 +57,7 @@ def run(argv: list[str]) -> int:
         toward=args.toward,
         tokens=args.tokens,
         name=args.name,
+        robust=args.robust,
         weights=folder.weights(kinds=METHODS[args.method].kinds),
     )
     strength = args.strength

@@ -10,6 +10,10 @@ from torch import Tensor
 from erase_sd.moments import SecondMoment
 
 
+class NothingLeft(ValueError):
+    """Everything that was to be forgotten lies inside what is protected."""
+
+
 def _none(*shape: int) -> Tensor:
     return torch.zeros(*shape, dtype=torch.float64)
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from erase_sd.edit import LowRankEdit
-from erase_sd.methods.problem import Problem
+from erase_sd.methods.problem import NothingLeft, Problem
 from erase_sd.methods.unlink import complement
 
 
@@ -49,7 +49,7 @@ def rayleigh(
     forget = Q.T @ problem.forget.matrix @ Q
     C = Q.T @ problem.retain.ridged(epsilon) @ Q
     if float(forget.trace()) < 1e-6 * float(problem.forget.matrix.trace()):
-        raise ValueError("the forget prompts look like the empty prompt, which is protected: nothing can be erased")
+        raise NothingLeft("the forget prompts look like the empty prompt, which is protected: nothing can be erased")
     L = torch.linalg.cholesky(C)
     whitened = torch.linalg.solve_triangular(L, forget, upper=False)
     whitened = torch.linalg.solve_triangular(L, whitened.T, upper=False)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from erase_sd.edit import LowRankEdit
-from erase_sd.methods.problem import Problem
+from erase_sd.methods.problem import NothingLeft, Problem
 from erase_sd.moments import SecondMoment, orthonormal
 
 
@@ -33,7 +33,7 @@ def unlink_deflated(problem: Problem, *, rank: int = 1, energy: float = 0.01) ->
     left = SecondMoment(keep @ problem.forget.gram @ keep, keep @ problem.forget.total, problem.forget.count)
     share = float(left.gram.trace() / problem.forget.gram.trace())
     if share < 1e-8:
-        raise ValueError(
+        raise NothingLeft(
             "the forget prompts lie inside the protected span: nothing is left to erase; "
             "retain fewer prompts or raise the method's `energy`"
         )

@@ -21,7 +21,7 @@ class LiveErasure:
     any order ends in the same bits.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, *, runtime: bool = False) -> None:
         config = dict(denoiser.config)  # type: ignore[arg-type]
         config.setdefault("_class_name", type(denoiser).__name__)
         self.architecture = identify(config)
@@ -30,18 +30,34 @@ class LiveErasure:
         parameters = {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
         self.sites = self.architecture.sites(n for n in parameters if ".lora_" not in n)
         self.parameters = {n: parameters[n] for n in self.sites}
+        self.runtime = runtime
         self.strength = 1.0
         self.erasures: list[Erasure] = []
         self._originals: dict[str, Tensor] = {}
+        self._hook: Any = None
 
     @classmethod
-    def of(cls, pipe: Any) -> LiveErasure:
-        """The live erasure of a pipeline (or denoiser), made on first use."""
+    def of(cls, pipe: Any, *, runtime: bool | None = None) -> LiveErasure:
+        """The live erasure of a pipeline (or denoiser), made on first use.
+
+        Args:
+            pipe: A pipeline or its denoiser.
+            runtime: Edit the prompt's embeddings on their way in instead of the weights: the same
+                images, nothing to undo, and it works where weights cannot be written (quantised,
+                offloaded, compiled). None keeps the mode it has.
+
+        Raises:
+            ValueError: If the other mode is in use.
+        """
         denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
         live = getattr(denoiser, _ATTRIBUTE, None)
         if live is None:
-            live = cls(denoiser)
+            live = cls(denoiser, runtime=bool(runtime))
             object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
+        if runtime is not None and runtime != live.runtime:
+            if live.erasures:
+                raise ValueError("erasures are applied in the other mode; remove them before changing it")
+            live.runtime = runtime
         return live
 
     def originals(self) -> dict[str, Tensor]:
@@ -71,6 +87,10 @@ class LiveErasure:
     @torch.no_grad()
     def _write(self, erasures: list[Erasure], strength: float) -> None:
         """Compute all new weights, which may refuse, and only then change the model."""
+        if self.runtime:
+            self._set_hook(erasures, strength)
+            self.erasures, self.strength = erasures, strength
+            return
         bases = self.originals()
         new: dict[str, Tensor] = {}
         if erasures and strength:
@@ -83,19 +103,43 @@ class LiveErasure:
                 parameter.data.copy_(self._originals.pop(name))
         self.erasures, self.strength = erasures, strength
 
+    def _set_hook(self, erasures: list[Erasure], strength: float) -> None:
+        """Let the denoiser see `T x` instead of each prompt state `x`."""
+        edit = None
+        if erasures and strength:
+            total = combine(erasures).scaled(strength)
+            if total.kinds != "kv":
+                raise ValueError(f"runtime mode edits keys and values alike; this method edits {total.kinds!r} alone")
+            edit = total.edit
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if edit is None:
+            return
 
-def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False) -> LiveErasure:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            if "encoder_hidden_states" in kwargs:
+                kwargs = kwargs | {"encoder_hidden_states": edit.features(kwargs["encoder_hidden_states"])}
+            elif len(args) > 2:
+                args = (*args[:2], edit.features(args[2]), *args[3:])
+            return args, kwargs
+
+        self._hook = self.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False, runtime: bool | None = None) -> LiveErasure:
     """Apply an erasure to a live pipeline.
 
     Args:
         pipe: A diffusers pipeline or its denoiser.
         erasure: What to apply.
         allow_other_base: Apply it although the base weights differ from those it was made for.
+        runtime: Edit the prompt's embeddings on their way in and no weight; see `LiveErasure.of`.
 
     Raises:
         WrongBase: If the base differs.
     """
-    live = LiveErasure.of(pipe)
+    live = LiveErasure.of(pipe, runtime=runtime)
     if not allow_other_base and getattr(pipe, "text_encoder", None) is not None:
         erasure.check_text_encoder(TextEncoder(pipe.tokenizer, pipe.text_encoder).fingerprint)
     live.add(erasure, allow_other_base=allow_other_base)
