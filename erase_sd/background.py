@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erase_sd.checkpoints import atomic_path
+from erase_sd.files import atomic_path
 from erase_sd.moments import SecondMoment
 from erase_sd.text import TextEncoder
 
@@ -26,6 +26,7 @@ logger = logging.getLogger("erase_sd")
 WORDS = 2000
 TEMPLATES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
 RULE = "all-but-bos"
+FORMAT = "2"  # of the cached file; older ones are made again
 
 
 def cache_folder() -> Path:
@@ -37,23 +38,23 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """Moment of many ordinary prompts, and where each of them points.
+    """Moments of many ordinary prompts, and where each of them points.
 
     Attributes:
-        moment: Sum over all prompts' states (every position but BOS).
+        moments: For each stream, the sum over all prompts' features (every position but BOS).
         prompts: The prompts.
-        meanings: `(n, d)` float32, each prompt's EOS state.
+        meanings: `(n, d)` float32, each prompt's pooled vector or EOS state.
     """
 
-    moment: SecondMoment
+    moments: dict[str, SecondMoment]
     prompts: tuple[str, ...]
     meanings: Tensor
 
     def near(self, meanings: Tensor, threshold: float) -> list[int]:
-        """Indices of prompts whose centred EOS state has a cosine above `threshold` with any given one.
+        """Indices of prompts whose centred meaning has a cosine above `threshold` with any given one.
 
         Args:
-            meanings: `(c, d)` EOS states of the forget prompts.
+            meanings: `(c, d)` meanings of the forget prompts.
             threshold: Cosine, −1 to 1.
         """
         centre = self.meanings.mean(0)
@@ -65,26 +66,25 @@ class Background:
         """Bare words of the vocabulary that lie as near the given prompts."""
         return [self.prompts[i] for i in self.near(meanings, threshold) if " " not in self.prompts[i]]
 
-    def without(self, encoder: TextEncoder, indices: list[int]) -> SecondMoment:
-        """The moment less some prompts."""
+    def without(self, encoder: TextEncoder, indices: list[int]) -> dict[str, SecondMoment]:
+        """The moments less some prompts."""
         if not indices:
-            return self.moment
-        return self.moment - encoder.moment([self.prompts[i] for i in indices], RULE)
+            return self.moments
+        gone = encoder.moments([self.prompts[i] for i in indices], RULE)
+        return {stream: moment - gone[stream] for stream, moment in self.moments.items()}
 
 
 def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
-    """The encoder's most frequent whole words, three letters and more (BPE ids go by frequency)."""
+    """The encoder's most frequent whole words, three letters and more (ids go by frequency)."""
     vocab = sorted(encoder.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = (token.removesuffix("</w>") for token, _ in vocab if token.endswith("</w>"))
-    return [w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()][:limit]
+    # CLIP marks the end of a word, T5 its beginning.
+    words = (t.removesuffix("</w>").removeprefix("▁") for t, _ in vocab if t.endswith("</w>") or t.startswith("▁"))
+    return list(dict.fromkeys(w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()))[:limit]
 
 
 def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
-    """`(n, d)` EOS states: what a causal encoder makes of the whole prompt."""
-    rows = []
-    for states in encoder.stream(prompts):
-        rows.append(states.states[torch.arange(len(states.prompts)), states.lengths + 1])
-    return torch.cat(rows)
+    """`(n, d)`: what the encoder makes of each whole prompt."""
+    return torch.cat([states.meanings for states in encoder.stream(prompts)])
 
 
 def background(encoder: TextEncoder) -> Background:
@@ -94,29 +94,33 @@ def background(encoder: TextEncoder) -> Background:
 
     words = vocabulary(encoder)
     prompts = [TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)]
-    content = hashlib.sha256("\n".join([RULE, *prompts]).encode()).hexdigest()
+    content = hashlib.sha256("\n".join([FORMAT, RULE, *prompts]).encode()).hexdigest()
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
         try:
             data = load_file(path)
-            moment = SecondMoment(data["gram"], data["total"], float(data["count"]))
-            if torch.isfinite(moment.gram).all() and data["meanings"].shape == (len(prompts), encoder.width):
-                return Background(moment, tuple(prompts), data["meanings"])
+            moments = {
+                s: SecondMoment(data[f"{s}.gram"], data[f"{s}.total"], float(data[f"{s}.count"]))
+                for s in encoder.widths
+            }
+            whole = all(bool(torch.isfinite(m.gram).all()) and m.width == encoder.widths[s] for s, m in moments.items())
+            if whole and len(data["meanings"]) == len(prompts):
+                return Background(moments, tuple(prompts), data["meanings"])
             reason = "it holds other data"
         except (SafetensorError, OSError, KeyError) as error:
             reason = str(error)
         logger.warning("the cached background %s is unusable (%s); making it again", path, reason)
-    moment, rows = SecondMoment.zeros(encoder.width), []
+    moments = {stream: SecondMoment.zeros(width) for stream, width in encoder.widths.items()}
+    rows = []
     for states in encoder.stream(prompts, progress="background moment (once per text encoder)"):
-        moment = moment + SecondMoment.of(states.rows(RULE))
-        rows.append(states.states[torch.arange(len(states.prompts)), states.lengths + 1])
-    result = Background(moment, tuple(prompts), torch.cat(rows))
-    tensors = {
-        "gram": moment.gram,
-        "total": moment.total,
-        "count": torch.tensor(moment.count, dtype=torch.float64),
-        "meanings": result.meanings.contiguous(),
-    }
+        for stream in moments:
+            moments[stream] = moments[stream] + SecondMoment.of(states.rows(RULE, stream))
+        rows.append(states.meanings)
+    result = Background(moments, tuple(prompts), torch.cat(rows))
+    tensors = {"meanings": result.meanings.contiguous()}
+    for stream, moment in moments.items():
+        tensors |= {f"{stream}.gram": moment.gram, f"{stream}.total": moment.total}
+        tensors[f"{stream}.count"] = torch.tensor(moment.count, dtype=torch.float64)
     try:
         with atomic_path(path, force=True) as draft:
             save_file(tensors, draft, metadata={"prompts": json.dumps(len(prompts))})

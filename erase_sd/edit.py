@@ -91,14 +91,20 @@ class LowRankEdit:
         x = rows.to(dtype)
         return (x - (x @ B) @ A.T).to(rows.dtype)
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """`W T = W − (W A) Bᵀ`, `(d_out, d)`; in float32 at least, cast to W's dtype last.
+    def weight(self, weight: Tensor, *, partial: bool = False) -> Tensor:
+        """`W T = W − (W A) Bᵀ`; in float32 at least, cast to W's dtype last.
+
+        Args:
+            weight: `(d_out, d)`.
+            partial: Whether it may be wider, its first `d` columns alone reading the features.
 
         Raises:
-            ValueError: If the weight's width differs or it is not finite.
+            ValueError: If the weight is too narrow or not finite.
         """
-        if weight.ndim != 2 or weight.shape[1] != self.width:
+        if weight.ndim != 2 or weight.shape[1] < self.width or (weight.shape[1] > self.width and not partial):
             raise ValueError(f"expected a weight of shape (d_out, {self.width}), got {tuple(weight.shape)}")
+        if weight.shape[1] > self.width:
+            return torch.cat([self.weight(weight[:, : self.width]), weight[:, self.width :]], dim=1)
         if not torch.isfinite(weight).all():
             raise ValueError("the weight holds NaN or infinite values; the checkpoint is damaged")
         if self.rank == 0:
@@ -109,8 +115,12 @@ class LowRankEdit:
         return (w - (w @ A) @ B.T).to(weight.dtype)
 
     def lora(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact LoRA factors `(lora_A (k, d), lora_B (d_out, k))` with `W + lora_B lora_A = W T`."""
-        return self.B.T.contiguous(), -(weight.to(torch.float64) @ self.A.to(weight.device))
+        """Exact LoRA factors `(lora_A (k, d_in), lora_B (d_out, k))` with `W + lora_B lora_A = W T`.
+
+        Columns of the weight past the edit's width read no text and stay.
+        """
+        down = torch.nn.functional.pad(self.B.T, (0, weight.shape[1] - self.width))
+        return down, -(weight[:, : self.width].to(torch.float64) @ self.A.to(weight.device))
 
     def then(self, other: LowRankEdit) -> LowRankEdit:
         """`other.T @ self.T`: this edit first; not commutative (see `joint`)."""

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from erase_sd._version import __version__
-from erase_sd.checkpoints import atomic_path, tensor_hash
 from erase_sd.edit import LowRankEdit, joint
+from erase_sd.files import atomic_path, tensor_hash
+from erase_sd.sites import TOKENS, Architecture, by_name
 
 FORMAT = 1
 
@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         name: Short name, unique within an erasure.
-        edit: Its edit alone.
+        edits: Its edit of each text stream, "tokens" and, where the model reads it, "pooled".
         forget: The forget prompts.
         retain: The user's retain prompts.
         method: Registry name of the method.
@@ -36,7 +36,7 @@ class Part:
     """
 
     name: str
-    edit: LowRankEdit
+    edits: Mapping[str, LowRankEdit]
     forget: tuple[str, ...]
     retain: tuple[str, ...] = ()
     method: str = ""
@@ -46,9 +46,15 @@ class Part:
     options: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def edit(self) -> LowRankEdit:
+        """The edit of the token states."""
+        return self.edits[TOKENS]
+
     def describe(self) -> dict[str, Any]:
-        """All but the edit, JSON-ready."""
-        return {k: v for k, v in asdict(replace(self, edit=LowRankEdit.identity(1))).items() if k != "edit"}
+        """All but the edits' tensors, JSON-ready."""
+        about = {k: v for k, v in asdict(replace(self, edits={})).items() if k != "edits"}
+        return about | {"streams": sorted(self.edits)}
 
 
 class WrongBase(ValueError):
@@ -61,12 +67,14 @@ class Erasure:
 
     Attributes:
         parts: The concepts, sorted by name, so that order never matters.
+        architecture: Registry name of the kind of model, which tells each tensor's text stream.
         kinds: Which projections are edited: "k", "v" or "kv".
         base: SHA-256 of each base tensor that is edited, by its diffusers name.
         text_encoder: SHA-256 of the text encoder whose features the edit is made of.
     """
 
     parts: tuple[Part, ...]
+    architecture: str = "sd"
     kinds: str = "kv"
     base: Mapping[str, str] = field(default_factory=dict)
     text_encoder: str = ""
@@ -75,16 +83,26 @@ class Erasure:
         names = [p.name for p in self.parts]
         if len(set(names)) < len(names):
             raise ValueError(f"two concepts of one name in {names}; take one out or rename it")
-        if len({p.edit.width for p in self.parts}) > 1:
+        if len({tuple((s, e.width) for s, e in sorted(p.edits.items())) for p in self.parts}) > 1:
             raise ValueError("these erasures have different widths: they belong to different text encoders")
         object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda p: p.name)))
 
     @property
-    def edit(self) -> LowRankEdit:
-        """The joint edit of all parts."""
+    def edits(self) -> dict[str, LowRankEdit]:
+        """The joint edit of all parts, for each text stream."""
         if not self.parts:
             raise ValueError("this erasure is empty: all concepts were taken out")
-        return joint([p.edit.scaled(p.strength) for p in self.parts])
+        return {s: joint([p.edits[s].scaled(p.strength) for p in self.parts]) for s in sorted(self.parts[0].edits)}
+
+    @property
+    def edit(self) -> LowRankEdit:
+        """The joint edit of the token states."""
+        return self.edits[TOKENS]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its edits."""
+        return max(e.rank for e in self.edits.values())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,7 +118,7 @@ class Erasure:
 
     def __add__(self, other: Erasure) -> Erasure:
         """Both erasures at once; order does not matter."""
-        for name in ("text_encoder", "kinds"):
+        for name in ("architecture", "text_encoder", "kinds"):
             if getattr(self, name) != getattr(other, name):
                 raise WrongBase(f"these erasures differ in {name}; they cannot be combined")
         if self.base and other.base and dict(self.base) != dict(other.base):
@@ -153,7 +171,7 @@ class Erasure:
 
     def sites(self, names: Iterable[str]) -> list[str]:
         """Those of some tensor names that this erasure edits."""
-        return sorted(n for n in names if n.split(".to_")[-1][:1] in self.kinds)
+        return by_name(self.architecture).sites(names, kinds=self.kinds)
 
     def weights(self, weights: Mapping[str, Tensor], *, allow_other_base: bool = False) -> dict[str, Tensor]:
         """`W T` for each base tensor this erasure edits, in its dtype.
@@ -164,8 +182,12 @@ class Erasure:
         """
         if not allow_other_base:
             self.check_base(weights)
-        edit = self.edit
-        return {n: edit.weight(weights[n]) for n in self.sites(weights)}
+        edits, architecture = self.edits, by_name(self.architecture)
+        new = {}
+        for name in self.sites(weights):
+            stream = architecture.stream(name) or TOKENS
+            new[name] = edits[stream].weight(weights[name], partial=stream != TOKENS)
+        return new
 
     # -- file ---------------------------------------------------------------------------------
 
@@ -174,6 +196,7 @@ class Erasure:
         return {
             "format": FORMAT,
             "tool": f"erase-sd {__version__}",
+            "architecture": self.architecture,
             "kinds": self.kinds,
             "text_encoder": self.text_encoder,
             "concepts": [p.describe() for p in self.parts],
@@ -187,9 +210,10 @@ class Erasure:
         path = Path(path)
         tensors = {}
         for i, part in enumerate(self.parts):
-            # Unlink's A is its B: each needs memory of its own to be saved.
-            tensors[f"{i}.A"], tensors[f"{i}.B"] = part.edit.A.clone(), part.edit.B.clone()
-            tensors = {k: t.contiguous() for k, t in tensors.items()}
+            for stream, edit in part.edits.items():
+                # Unlink's A is its B: each needs memory of its own to be saved.
+                tensors[f"{i}.{stream}.A"] = edit.A.clone().contiguous()
+                tensors[f"{i}.{stream}.B"] = edit.B.clone().contiguous()
         about = {"erase_sd": json.dumps(self.describe(), ensure_ascii=False)}
         with atomic_path(path, force=force) as draft:
             save_file(tensors, draft, metadata=about)
@@ -222,7 +246,7 @@ class Erasure:
             parts = [
                 Part(
                     name=c["name"],
-                    edit=LowRankEdit(tensors[f"{i}.A"], tensors[f"{i}.B"]),
+                    edits={s: LowRankEdit(tensors[f"{i}.{s}.A"], tensors[f"{i}.{s}.B"]) for s in c["streams"]},
                     forget=tuple(c["forget"]),
                     retain=tuple(c["retain"]),
                     method=c["method"],
@@ -237,7 +261,10 @@ class Erasure:
             base = {str(name): str(value) for name, value in about["base"].items()}
             if about["kinds"] not in ("k", "v", "kv") or not all(isinstance(p.name, str) for p in parts):
                 raise TypeError("kinds")
-            return cls(tuple(parts), about["kinds"], base, str(about["text_encoder"]))
+            architecture = by_name(about["architecture"])
+            if any(set(p.edits) - set(architecture.patterns) or TOKENS not in p.edits for p in parts):
+                raise TypeError("streams")
+            return cls(tuple(parts), architecture.name, about["kinds"], base, str(about["text_encoder"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a complete erasure file: {error} is missing or malformed") from error
 
@@ -250,6 +277,15 @@ def combine(erasures: Sequence[Erasure]) -> Erasure:
     return total
 
 
-def weight_gram(weights: Mapping[str, Tensor]) -> Tensor:
-    """`Σ Wᵀ W` over weights of one width, `(d, d)` float64: all that RECE and certificates need."""
-    return torch.stack([(w.double().T @ w.double()) for w in weights.values()]).sum(0)
+def weight_grams(
+    architecture: Architecture, weights: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """`Σ Wᵀ W` over the weights that read each stream, `(d, d)` float64: all that RECE and certificates need."""
+    grams: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        stream = architecture.stream(name) or TOKENS
+        if weight.ndim != 2 or weight.shape[1] < widths[stream]:
+            raise WrongBase(f"{name} is {tuple(weight.shape)}, but the text encoder gives {widths[stream]} features")
+        w = weight[:, : widths[stream]].double()  # the other columns read no text
+        grams[stream] = grams.get(stream, 0) + w.T @ w
+    return grams

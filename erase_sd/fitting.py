@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,12 +13,14 @@ from torch import Tensor
 
 from erase_sd.background import RULE, background, meanings
 from erase_sd.certify import certify
-from erase_sd.erasure import Erasure, Part, weight_gram
-from erase_sd.methods import DEFAULT, METHODS, Method
+from erase_sd.edit import LowRankEdit
+from erase_sd.erasure import Erasure, Part, weight_grams
+from erase_sd.methods import DEFAULT, METHODS
 from erase_sd.methods.problem import Problem
 from erase_sd.moments import SecondMoment
 from erase_sd.prompts import clean, neutral
 from erase_sd.robust import harden
+from erase_sd.sites import POOLED, TOKENS
 from erase_sd.text import TextEncoder
 
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
@@ -27,22 +31,12 @@ def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
     return clean(c.format(p) if len(p.split()) <= 3 else p for p in prompts for c in contexts)
 
 
-def build_problem(
-    encoder: TextEncoder,
-    forget: Sequence[str],
-    *,
-    retain: Sequence[str] = (),
-    retain_source: str = "background",
-    tokens: str = "all-but-bos",
-    contexts: Sequence[str] = ("{}",),
-    anchor: str | None = None,
-    near: float = NEAR,
-    gram: Tensor | None = None,
-) -> Problem:
-    """Encode prompts and sum up what a method may see.
+@dataclass(frozen=True)
+class Task:
+    """What to forget and keep, checked; from it comes one `Problem` for every stream.
 
-    Args:
-        encoder: The model's text encoder.
+    Attributes:
+        encoder: The model's text encoders.
         forget: Prompts to forget.
         retain: Prompts to keep.
         retain_source: "none", "listed" (neutral templates and `retain`) or "background" (those and
@@ -51,56 +45,87 @@ def build_problem(
         contexts: Sentences that each short forget prompt is put in to make the forget rows.
         anchor: Target prompt of methods that have one; "" is the empty prompt.
         near: Cosine above which a background prompt is left out.
-        gram: `Σ WᵀW` of the weights to edit.
-
-    Raises:
-        ValueError: If there is nothing to forget, or a retain prompt is a forget prompt.
     """
-    forget, retain = clean(forget), clean(retain)
-    if not forget:
-        raise ValueError("the forget prompts are empty; write at least one word")
-    both = sorted({p.lower() for p in forget} & {p.lower() for p in retain})
-    if both:
-        raise ValueError(f"asked both to forget and to retain {both[0]!r}; take it out of one list")
-    kept = SecondMoment.zeros(encoder.width)
-    listed = retain
-    if retain_source != "none":
+
+    encoder: TextEncoder
+    forget: tuple[str, ...]
+    retain: tuple[str, ...] = ()
+    retain_source: str = "background"
+    tokens: str = "all-but-bos"
+    contexts: tuple[str, ...] = ("{}",)
+    anchor: str | None = None
+    near: float = NEAR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forget", tuple(clean(self.forget)))
+        object.__setattr__(self, "retain", tuple(clean(self.retain)))
+        if not self.forget:
+            raise ValueError("the forget prompts are empty; write at least one word")
+        both = sorted({p.lower() for p in self.forget} & {p.lower() for p in self.retain})
+        if both:
+            raise ValueError(f"asked both to forget and to retain {both[0]!r}; take it out of one list")
+
+    @property
+    def listed(self) -> list[str]:
+        """Retain prompts by name: the user's, and neutral nouns unless one of them is to go."""
+        if self.retain_source == "none":
+            return list(self.retain)
         # "a photo of a bird" does not protect when birds are to go.
-        words = {w for p in forget for w in p.lower().split()}
-        listed = clean([*retain, *(p for p in neutral() if p.lower().split()[-1] not in words)])
-    if retain_source == "listed":
-        kept = encoder.moment(listed, tokens, progress="retain prompts")
-    elif retain_source == "background":
-        ordinary = background(encoder)
-        kept = ordinary.without(encoder, ordinary.near(meanings(encoder, forget), near))
-        if retain:
+        words = {w for p in self.forget for w in p.lower().split()}
+        return clean([*self.retain, *(p for p in neutral() if p.lower().split()[-1] not in words)])
+
+    @cached_property
+    def ordinary(self) -> dict[str, SecondMoment]:
+        """Each stream's background, less what is near the forget prompts."""
+        everything = background(self.encoder)
+        return everything.without(self.encoder, everything.near(meanings(self.encoder, list(self.forget)), self.near))
+
+    @cached_property
+    def kept(self) -> dict[str, SecondMoment]:
+        """Each stream's retain moment, as the method's source has it."""
+        if self.retain_source == "listed":
+            return self.encoder.moments(self.listed, self.tokens, progress="retain prompts")
+        if self.retain_source == "none":
+            return {stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()}
+        kept = dict(self.ordinary)
+        if self.retain:
             # Chosen prompts weigh as much as the whole background, or thousands would drown them.
-            own = encoder.moment(retain, RULE, progress="retain prompts")
-            scale = kept.count / own.count
-            kept = kept + SecondMoment(own.gram * scale, own.total * scale, own.count * scale)
-    null = encoder.encode([""])
-    anchors = torch.zeros(0, encoder.width)
-    if anchor is not None:
-        # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject token.
-        target = encoder.subjects([anchor])[0] if anchor.strip() else null.states[0, 0].double()
-        anchors = target.expand(len(forget), -1)
-    return Problem(
-        forget=encoder.moment(in_contexts(forget, contexts), tokens, progress="forget prompts"),
-        retain=kept,
-        null=null.rows("all"),
-        concepts=encoder.subjects(forget),
-        anchors=anchors,
-        kept=encoder.subjects(listed),
-        weight_gram=gram if gram is not None else torch.zeros(0, 0),
-    )
+            own = self.encoder.moments(list(self.retain), RULE, progress="retain prompts")
+            kept = {stream: moment + own[stream].weighing(moment.count) for stream, moment in kept.items()}
+        return kept
 
+    @cached_property
+    def gone(self) -> dict[str, SecondMoment]:
+        """Each stream's forget moment."""
+        prompts = in_contexts(self.forget, self.contexts)
+        return self.encoder.moments(prompts, self.tokens, progress="forget prompts")
 
-def _ordinary(encoder: TextEncoder, problem: Problem, forget: Sequence[str], spec: Method, near: float) -> SecondMoment:
-    """What every method is certified against, whatever it was told to retain: the background."""
-    if spec.retain == "background":
-        return problem.retain
-    everything = background(encoder)
-    return everything.without(encoder, everything.near(meanings(encoder, list(forget)), near))
+    def problem(self, stream: str = TOKENS, gram: Tensor | None = None) -> Problem:
+        """All that a method may see of one stream.
+
+        Args:
+            stream: "tokens" or "pooled".
+            gram: `Σ WᵀW` of the weights that read it.
+        """
+        null = self.encoder.encode([""])
+        concepts = self.encoder.subjects(self.forget, stream)
+        anchors = torch.zeros(0, self.encoder.widths[stream])
+        if self.anchor is not None:
+            # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject token.
+            if self.anchor.strip() or stream == POOLED:
+                target = self.encoder.subjects([self.anchor], stream)
+            else:
+                target = null.states[0, :1].double()
+            anchors = target.repeat(len(concepts) // len(target), 1)
+        return Problem(
+            forget=self.gone[stream],
+            retain=self.kept[stream],
+            null=null.rows("all", stream),
+            concepts=concepts,
+            anchors=anchors,
+            kept=self.encoder.subjects(self.listed, stream),
+            weight_gram=gram if gram is not None else torch.zeros(0, 0),
+        )
 
 
 def fit(
@@ -122,7 +147,7 @@ def fit(
     """Make the erasure of one concept.
 
     Args:
-        encoder: The model's text encoder.
+        encoder: The model's text encoders.
         forget: One or more prompts that mean the concept.
         retain: Prompts to keep besides the defaults of the method.
         method: Name in `erase_sd.methods.METHODS`.
@@ -153,47 +178,51 @@ def fit(
         raise ValueError(f"{method} has no target to move toward; uce, rece and speed have")
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
-    forget, retain = clean(forget), clean(retain)
     settings = {**spec.options, **options}
-    rule = tokens or spec.tokens
-    sentences = tuple(contexts or spec.contexts)
-    edited = {n: w for n, w in (weights or {}).items() if n.split(".to_")[-1][:1] in spec.kinds}
-    gram = weight_gram(edited) if edited else None
-    if robust:
-        kept = {p.lower() for p in retain}
-        same = background(encoder).synonyms(meanings(encoder, forget), near)
-        forget = clean([*forget, *(w for w in same if w.lower() not in kept)])
-    problem = build_problem(
+    task = Task(
         encoder,
-        forget,
-        retain=retain,
+        tuple(forget),
+        tuple(retain),
         retain_source=spec.retain,
-        tokens=rule,
-        contexts=sentences,
+        tokens=tokens or spec.tokens,
+        contexts=tuple(contexts or spec.contexts),
         anchor=spec.anchor if toward is None else toward,
         near=near,
-        gram=gram,
     )
+    if robust:
+        kept = {p.lower() for p in task.retain}
+        same = background(encoder).synonyms(meanings(encoder, list(task.forget)), near)
+        task = replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
     solve = functools.partial(spec.load(), **settings)
-    history: list[float] = []
-    if robust:
-        edit, history = harden(problem, solve)
-    else:
-        edit = solve(problem)
-    certificate = certify(edit.scaled(strength), problem, ordinary=_ordinary(encoder, problem, forget, spec, near))
-    if robust:
-        certificate["revivable_by_round"] = [round(v, 4) for v in history]
+    architecture = encoder.architecture
+    edited = {n: weights[n] for n in architecture.sites(weights, kinds=spec.kinds)} if weights else {}
+    grams = weight_grams(architecture, edited, encoder.widths)
+    edits: dict[str, LowRankEdit] = {}
+    certificates: dict[str, dict[str, Any]] = {}
+    for stream in encoder.widths if not edited else grams:
+        problem = task.problem(stream, grams.get(stream))
+        history: list[float] = []
+        if stream == POOLED and settings.get("rank"):  # one vector a prompt: it may span fewer directions
+            solve = functools.partial(
+                spec.load(), **settings | {"rank": min(settings["rank"], int(problem.forget.count))}
+            )
+        if robust:
+            edits[stream], history = harden(problem, solve)
+        else:
+            edits[stream] = solve(problem)
+        about = certify(edits[stream].scaled(strength), problem, ordinary=task.ordinary[stream])
+        certificates[stream] = about | ({"revivable_by_round": [round(v, 4) for v in history]} if robust else {})
     part = Part(
-        name=name or forget[0],
-        edit=edit,
-        forget=tuple(forget),
-        retain=tuple(retain),
+        name=name or task.forget[0],
+        edits=edits,
+        forget=task.forget,
+        retain=task.retain,
         method=method,
-        tokens=rule,
-        contexts=sentences,
+        tokens=task.tokens,
+        contexts=task.contexts,
         strength=strength,
         options=settings | ({"robust": True} if robust else {}),
-        certificate=certificate,
+        certificate=certificates.pop(TOKENS, {}) | certificates,
     )
-    erasure = Erasure((part,), kinds=spec.kinds, text_encoder=encoder.fingerprint)
+    erasure = Erasure((part,), architecture.name, kinds=spec.kinds, text_encoder=encoder.fingerprint)
     return erasure.bound_to(edited) if edited else erasure

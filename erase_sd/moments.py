@@ -57,6 +57,11 @@ class SecondMoment:
         if self.width != other.width:
             raise ValueError(f"moments of different width: expected {self.width}, got {other.width}")
 
+    def weighing(self, count: float) -> SecondMoment:
+        """The same rows, weighted to count as so many."""
+        scale = count / self.count
+        return SecondMoment(self.gram * scale, self.total * scale, count)
+
     @property
     def width(self) -> int:
         """Feature dimension `d`."""

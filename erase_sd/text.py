@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erase_sd.moments import SecondMoment
+from erase_sd.sites import POOLED, TOKENS, Architecture, Tower, by_name, identify
 
 logger = logging.getLogger("erase_sd")
 
 TOKEN_RULES: dict[str, str] = {
-    "all-but-bos": "every position but the first: words, EOS and padding",
+    "all-but-bos": "every position but the first: words, EOS and padding (of T5: words and EOS)",
     "words": "the prompt's own tokens",
     "words+eos": "the prompt's own tokens and the EOS that closes them",
     "last-subject": "the prompt's last own token",
@@ -27,121 +28,254 @@ TOKEN_RULES: dict[str, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class PromptStates:
-    """What the U-Net sees of some prompts.
+class Segment:
+    """One token sequence of some prompts.
 
     Attributes:
-        prompts: The `n` prompts.
         states: `(n, L, d)` float32 token states.
-        lengths: `(n,)` own tokens of each prompt; EOS stands at `lengths + 1`.
-        truncated: How many prompts lost their end.
+        lengths: `(n,)` own tokens of each prompt; EOS follows them.
+        start: Position of the first own token: 1 behind a BOS, 0 without one.
     """
 
-    prompts: tuple[str, ...]
     states: Tensor
     lengths: Tensor
-    truncated: int = 0
+    start: int = 1
 
     def mask(self, rule: str) -> Tensor:
         """`(n, L)` bool: which positions a token rule picks."""
         if rule not in TOKEN_RULES:
             raise ValueError(f"expected a token rule of {', '.join(TOKEN_RULES)}; got {rule!r}")
         position = torch.arange(self.states.shape[1])[None]
-        last = self.lengths[:, None]
+        end = self.lengths[:, None] + self.start  # where EOS stands
         if rule == "all":
-            return (position >= 0).expand(len(last), -1)
-        if rule == "all-but-bos":
-            return (position >= 1).expand(len(last), -1)
+            return (position >= 0).expand(len(end), -1)
+        if rule == "all-but-bos" and self.start:
+            return (position >= 1).expand(len(end), -1)
         if rule == "words":
-            return (position >= 1) & (position <= last)
-        if rule == "words+eos":
-            return (position >= 1) & (position <= last + 1)
+            return (position >= self.start) & (position < end)
+        if rule in ("words+eos", "all-but-bos"):  # T5 writes no prompt into its padding
+            return (position >= self.start) & (position <= end)
         # An empty prompt has no subject; its EOS is the nearest thing (the rule `mask.sum() - 2` of
         # other code gives BOS, which every prompt shares).
-        return position == last.clamp(min=1)
+        return position == (end - 1).clamp(min=self.start)
 
-    def rows(self, rule: str) -> Tensor:
-        """`(m, d)` the states a token rule picks, all prompts together."""
+    @property
+    def closing(self) -> Tensor:
+        """`(n, d)` the EOS states: what the encoder makes of the whole prompt."""
+        return self.states[torch.arange(len(self.lengths)), self.lengths + self.start]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptStates:
+    """What the denoiser sees of some prompts.
+
+    Attributes:
+        prompts: The `n` prompts.
+        segments: Token sequences, one unless encoders of unlike length are chained.
+        pooled: `(n, p)` float32 pooled features, or None.
+        truncated: How many prompts lost their end.
+    """
+
+    prompts: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    pooled: Tensor | None = None
+    truncated: int = 0
+
+    @property
+    def states(self) -> Tensor:
+        """`(n, L, d)` the tokens as the denoiser gets them; narrower segments are padded with zeros."""
+        return torch.cat([_widen(s.states, self.width) for s in self.segments], dim=1)
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return max(s.states.shape[2] for s in self.segments)
+
+    def mask(self, rule: str) -> Tensor:
+        """`(n, L)` bool: which tokens a rule picks."""
+        return torch.cat([s.mask(rule) for s in self.segments], dim=1)
+
+    def rows(self, rule: str, stream: str = TOKENS) -> Tensor:
+        """`(m, d)` features of a stream, all prompts together; the rule picks tokens."""
+        if stream == POOLED:
+            if self.pooled is None:
+                raise ValueError("this text encoder has no pooled features")
+            return self.pooled
         return self.states[self.mask(rule)]
 
     @property
-    def subjects(self) -> Tensor:
-        """`(n, d)` each prompt's last own token."""
-        return self.rows("last-subject")
+    def meanings(self) -> Tensor:
+        """`(n, p or d)` one vector for each prompt: the pooled one, or the EOS state."""
+        return self.pooled if self.pooled is not None else self.segments[0].closing
+
+
+def _widen(states: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(states, (0, width - states.shape[-1]))
+
+
+class LoadedTower:
+    """A text encoder with its tokenizer, read the way its architecture does."""
+
+    def __init__(self, spec: Tower, tokenizer: Any, model: Any, *, pad: int | None = None) -> None:
+        self.spec, self.tokenizer, self.model = spec, tokenizer, model
+        eos = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pad: int = eos if pad is None else pad
+        config = model.config
+        self.width: int = config.d_model if spec.kind == "t5" else config.hidden_size
+        room: int = getattr(config, "max_position_embeddings", 512)
+        self.length: int = spec.length or min(tokenizer.model_max_length, room)
+        self.pooled_width = {"": 0, "pooler_output": self.width}.get(spec.pooled, getattr(config, "projection_dim", 0))
+
+    @classmethod
+    def from_folder(cls, folder: Path, spec: Tower, variant: str) -> LoadedTower:
+        """Load `tokenizer{suffix}/` and `text_encoder{suffix}/` in float32."""
+        from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        if spec.kind == "t5":
+            from transformers import T5EncoderModel as Model
+        else:
+            Model = CLIPTextModelWithProjection if spec.pooled == "text_embeds" else CLIPTextModel
+        where = folder / f"text_encoder{spec.suffix}"
+        if not where.is_dir():
+            raise ValueError(f"{folder} has no {where.name}/, which this architecture reads")
+        Tokenizer = AutoTokenizer if spec.kind == "t5" else CLIPTokenizer
+        tokenizer = Tokenizer.from_pretrained(folder / f"tokenizer{spec.suffix}", local_files_only=True)
+        has_variant = bool(variant) and any(where.glob(f"*.{variant}*.safetensors*"))
+        model = Model.from_pretrained(
+            where,
+            dtype=torch.float32,
+            variant=variant if has_variant else None,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        return cls(spec, tokenizer, model.eval())
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> tuple[Segment, Tensor | None, int]:
+        """Token states, pooled features if the spec names them, and how many prompts were cut."""
+        batch = self.tokenizer(list(prompts), truncation=False, add_special_tokens=False).input_ids
+        eos = self.tokenizer.eos_token_id
+        head = [] if self.spec.kind == "t5" else [self.tokenizer.bos_token_id]
+        room = self.length - len(head) - 1
+        ids = torch.full((len(batch), self.length), self.pad)
+        mask = torch.zeros(len(batch), self.length, dtype=torch.long)
+        for row, own in enumerate(batch):
+            line = [*head, *own[:room], eos]
+            ids[row, : len(line)] = torch.tensor(line)
+            mask[row, : len(line)] = 1
+        device = next(self.model.parameters()).device
+        options: dict[str, Any] = {"attention_mask": mask.to(device)} if self.spec.masked else {}
+        if self.spec.layer != -1:
+            options["output_hidden_states"] = True
+        out = self.model(ids.to(device), **options)
+        states = out.last_hidden_state if self.spec.layer == -1 else out.hidden_states[self.spec.layer]
+        lengths = torch.tensor([min(len(b), room) for b in batch])
+        pooled = out[self.spec.pooled].float().cpu() if self.spec.pooled else None
+        return Segment(states.float().cpu(), lengths, len(head)), pooled, sum(len(b) > room for b in batch)
 
 
 class TextEncoder:
-    """A text encoder and its tokenizer as a Stable Diffusion pipeline uses them.
+    """All text encoders of a pipeline, as its denoiser sees them.
 
     Attributes:
-        width: Feature dimension `d`.
+        architecture: Whose text features these are.
+        towers: The encoders.
+        width: Features of a token, `d`.
+        widths: The same for every stream the encoders feed.
         source: Where it came from, for messages and provenance.
     """
 
-    def __init__(self, tokenizer: Any, model: Any, *, source: str = "") -> None:
-        self.tokenizer = tokenizer
-        self.model = model
+    def __init__(self, architecture: Architecture, towers: Sequence[LoadedTower], *, source: str = "") -> None:
+        self.architecture = architecture
+        self.towers = list(towers)
         self.source = source
-        self.width: int = model.config.hidden_size
-        self.length: int = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        segments: dict[int, int] = {}
+        for tower in self.towers:
+            if tower.spec.segment is not None:
+                segments[tower.spec.segment] = segments.get(tower.spec.segment, 0) + tower.width
+        self.width = max(segments.values())
+        self.widths = {TOKENS: self.width}
+        if pooled := sum(tower.pooled_width for tower in self.towers):
+            self.widths[POOLED] = pooled
         self._fingerprint: str | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, variant: str = "", device: str = "cpu") -> TextEncoder:
-        """Load only `tokenizer/` and `text_encoder/` of a diffusers folder, in float32."""
-        from transformers import CLIPTextModel, CLIPTokenizer
+    def from_folder(
+        cls, folder: str | Path, architecture: Architecture | None = None, *, variant: str = "", device: str = "cpu"
+    ) -> TextEncoder:
+        """Load only the tokenizers and text encoders of a diffusers folder, in float32.
 
-        folder = Path(folder)
+        Args:
+            folder: With `tokenizer/`, `text_encoder/` and, where the architecture has them, `…_2/`, `…_3/`.
+            architecture: Default: that of Stable Diffusion 1 and 2.
+            variant: Weights variant, such as "fp16".
+            device: Where to run them.
+
+        Raises:
+            ValueError: If they cannot be loaded.
+        """
+        architecture = architecture or by_name("sd")
         quiet = logging.getLogger("transformers.modeling_utils")
         level = quiet.level
         quiet.setLevel(logging.ERROR)
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            model = CLIPTextModel.from_pretrained(
-                folder / "text_encoder",
-                dtype=torch.float32,
-                variant=variant if (folder / "text_encoder" / f"model.{variant}.safetensors").is_file() else None,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+            towers = [LoadedTower.from_folder(Path(folder), t, variant) for t in architecture.towers]
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"cannot load the text encoder of {folder}: {reason}") from error
         finally:
             quiet.setLevel(level)
-        return cls(tokenizer, model.eval().to(device), source=str(folder))
+        for tower in towers:
+            tower.model.to(device)
+        return cls(architecture, towers, source=str(folder))
+
+    @classmethod
+    def of(cls, pipe: Any) -> TextEncoder:
+        """The text encoders of a live diffusers pipeline."""
+        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        config = dict(denoiser.config)
+        config.setdefault("_class_name", type(denoiser).__name__)
+        architecture = identify(config)
+        towers = [
+            LoadedTower(t, getattr(pipe, f"tokenizer{t.suffix}"), getattr(pipe, f"text_encoder{t.suffix}"))
+            for t in architecture.towers
+        ]
+        return cls(architecture, towers, source=getattr(pipe, "name_or_path", ""))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first tower's tokenizer, whose vocabulary stands for the encoder's."""
+        return self.towers[0].tokenizer
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the weights' names, shapes and values rounded to float16 (as `tensor_hash`)."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            for name, value in sorted(self.model.state_dict().items()):
-                if value.is_floating_point():
-                    digest.update(f"{name.removeprefix('text_model.')}{tuple(value.shape)}".encode())
-                    digest.update(value.detach().half().cpu().contiguous().numpy().tobytes())
+            for tower in self.towers:
+                for name, value in sorted(tower.model.state_dict().items()):
+                    if value.is_floating_point():
+                        digest.update(f"{name.removeprefix('text_model.')}{tuple(value.shape)}".encode())
+                        digest.update(value.detach().half().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptStates:
-        """Token states of some prompts; longer ones lose their end, as in the pipeline."""
-        batch = self.tokenizer(list(prompts), truncation=False, add_special_tokens=False).input_ids
-        room = self.length - 2
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        pad = self.tokenizer.pad_token_id
-        ids = torch.full((len(batch), self.length), pad if pad is not None else eos)
-        for row, own in enumerate(batch):
-            own = own[:room]
-            ids[row, : len(own) + 2] = torch.tensor([bos, *own, eos])
-        device = next(self.model.parameters()).device
-        states = self.model(ids.to(device)).last_hidden_state.float().cpu()
-        return PromptStates(
-            tuple(prompts),
-            states,
-            torch.tensor([min(len(b), room) for b in batch]),
-            sum(len(b) > room for b in batch),
+        """What the denoiser sees of some prompts; longer ones lose their end, as in the pipeline."""
+        parts: dict[int, list[Segment]] = {}
+        pooled, cut = [], 0
+        for tower in self.towers:
+            segment, vector, truncated = tower.encode(prompts)
+            cut = max(cut, truncated)
+            if tower.spec.segment is not None:
+                parts.setdefault(tower.spec.segment, []).append(segment)
+            if vector is not None:
+                pooled.append(vector)
+        segments = tuple(
+            Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
+            for _, group in sorted(parts.items())
         )
+        return PromptStates(tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut)
 
     def stream(self, prompts: Sequence[str], *, batch: int = 64, progress: str | None = None) -> Iterator[PromptStates]:
         """Encode in batches, so that memory does not grow with the list; warns of cut prompts once."""
@@ -154,17 +288,23 @@ class TextEncoder:
             cut += states.truncated
             yield states
         if cut:
-            logger.warning("%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), self.length)
+            length = min(t.length for t in self.towers)
+            logger.warning("%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length)
 
-    def moment(self, prompts: Sequence[str], rule: str, *, progress: str | None = None) -> SecondMoment:
-        """Second moment of the states that a token rule picks, over all prompts."""
-        total = SecondMoment.zeros(self.width)
+    def moments(self, prompts: Sequence[str], rule: str, *, progress: str | None = None) -> dict[str, SecondMoment]:
+        """Second moment of every stream's features over all prompts; the rule picks tokens."""
+        total = {stream: SecondMoment.zeros(width) for stream, width in self.widths.items()}
         for states in self.stream(prompts, progress=progress):
-            total = total + SecondMoment.of(states.rows(rule))
+            for stream in total:
+                total[stream] = total[stream] + SecondMoment.of(states.rows(rule, stream))
         return total
 
-    def subjects(self, prompts: Sequence[str]) -> Tensor:
-        """`(n, d)` float64 last-subject states of all prompts."""
-        if not prompts:
-            return torch.zeros(0, self.width, dtype=torch.float64)
-        return torch.cat([s.subjects for s in self.stream(prompts)]).double()
+    def moment(self, prompts: Sequence[str], rule: str, *, progress: str | None = None) -> SecondMoment:
+        """Second moment of the token states that a rule picks, over all prompts."""
+        return self.moments(prompts, rule, progress=progress)[TOKENS]
+
+    def subjects(self, prompts: Sequence[str], stream: str = TOKENS) -> Tensor:
+        """`(n s, d)` float64: each prompt's last own token in each of `s` segments, or its pooled vector."""
+        rows = [torch.zeros(0, self.widths[stream])]
+        rows += [s.rows("last-subject", stream) for s in self.stream(prompts)]
+        return torch.cat(rows).double()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from erase_sd.checkpoints import (
-    DiffusersFolder,
+from erase_sd.checkpoints import DiffusersFolder
+from erase_sd.files import (
     atomic_path,
     overwrite_tensors,
     read_tensors,
@@ -122,7 +122,7 @@ def test_no_model_here(tmp_path):
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "Flux"}')
     with pytest.raises(ValueError, match="unsupported denoiser Flux; supported: sd"):
         DiffusersFolder.open(tmp_path)
-    config = {"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}
+    config = {"_class_name": "UNet2DConditionModel", "addition_embed_type": "image"}
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="unsupported"):
         DiffusersFolder.open(tmp_path)
@@ -134,15 +134,17 @@ def test_no_model_here(tmp_path):
 
 def test_copy_is_byte_for_byte_but_for_the_edit(folder, weights, tmp_path):
     name, weight = next(iter(weights.items()))
-    folder.write_copy(tmp_path / "copy", {name: weight * 0.5}, {"note": 1})
+    (weights_file,) = folder.denoiser_files
+    folder.write(tmp_path / "copy", {name: weight * 0.5}, None, files={"note.json": b"1"})
     for source in folder.path.rglob("*"):
-        if source.is_file() and source != folder.denoiser_file:
+        if source.is_file() and source != weights_file:
             assert (tmp_path / "copy" / source.relative_to(folder.path)).read_bytes() == source.read_bytes()
     copy = DiffusersFolder.open(tmp_path / "copy")
-    new = load_file(copy.denoiser_file)
-    for key, old in load_file(folder.denoiser_file).items():
+    new = load_file(copy.denoiser_files[0])
+    for key, old in load_file(weights_file).items():
         assert torch.equal(new[key], old * 0.5 if key == name else old)
-    assert json.loads((tmp_path / "copy" / "erasure.json").read_text()) == {"note": 1}
+    assert (tmp_path / "copy" / "note.json").read_bytes() == b"1"
+    assert not (tmp_path / "copy" / "erasure.json").exists()
 
 
 def test_files_are_readable_by_others(cat, tmp_path):

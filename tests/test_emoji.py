@@ -88,7 +88,7 @@ class TestShippedWeights:
         clip, _ = models.load_clip()
         ids = torch.tensor([[1, 2, 3]])
         torch.testing.assert_close(
-            clip.text_model(ids).last_hidden_state, encoder.model(ids).last_hidden_state, atol=1e-5, rtol=1e-5
+            clip.text_model(ids).last_hidden_state, encoder.towers[0].model(ids).last_hidden_state, atol=1e-5, rtol=1e-5
         )
         assert check_clip(300)["clip"] > 0.8
 

@@ -130,7 +130,9 @@ class TestBadFiles:
     def test_nan_factors(self, cat, tmp_path):
         path = tmp_path / "e.safetensors"
         nan = torch.full((192, 1), float("nan"), dtype=torch.float64)
-        save_file({"0.A": nan, "0.B": nan.clone()}, path, metadata={"erase_sd": json.dumps(cat.describe())})
+        save_file(
+            {"0.tokens.A": nan, "0.tokens.B": nan.clone()}, path, metadata={"erase_sd": json.dumps(cat.describe())}
+        )
         with pytest.raises(ValueError, match="NaN"):
             Erasure.load(path)
 
@@ -172,7 +174,7 @@ class TestFit:
 
         broken = TextEncoder.from_folder(embedded)
         with torch.no_grad():
-            next(broken.model.parameters()).fill_(float("nan"))
+            next(broken.towers[0].model.parameters()).fill_(float("nan"))
         with pytest.raises(ValueError, match="NaN"):
             fit(broken, ["cat"], method="unlink")
 

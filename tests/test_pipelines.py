@@ -74,7 +74,7 @@ def test_another_width_is_refused(pipe):
     from erase_sd.edit import LowRankEdit
     from erase_sd.erasure import Part
 
-    narrow = Erasure((Part("x", LowRankEdit(torch.randn(8, 1), torch.randn(8, 1)), ("x",)),))
+    narrow = Erasure((Part("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),))
     with pytest.raises(WrongBase, match="width 8, the model has 192"):
         apply(pipe, replace(narrow))
 

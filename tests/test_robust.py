@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from erase_sd.certify import recoverability, revivable
-from erase_sd.erasure import weight_gram
-from erase_sd.fitting import build_problem, fit
+from erase_sd.erasure import weight_grams
+from erase_sd.fitting import Task, fit
 from erase_sd.methods import METHODS
 from erase_sd.methods.unlink import unlink
 from erase_sd.robust import harden
@@ -12,7 +12,8 @@ from erase_sd.robust import harden
 @pytest.fixture(scope="module")
 def problem(encoder, weights):
     spec = METHODS["rayleigh"]
-    return build_problem(encoder, ["cat"], contexts=spec.contexts, gram=weight_gram(weights))
+    gram = weight_grams(encoder.architecture, weights, encoder.widths)["tokens"]
+    return Task(encoder, ("cat",), contexts=spec.contexts).problem(gram=gram)
 
 
 def test_robust_leaves_less_to_revive_and_stops_at_its_tolerance(problem):

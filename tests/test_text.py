@@ -18,7 +18,7 @@ def test_bos_is_one_vector_for_all_prompts(encoder):
 @pytest.mark.parametrize("rule", TOKEN_RULES)
 def test_token_rules_pick_what_they_say(encoder, rule):
     states = encoder.encode(["a photo of a cat", ""])
-    own = states.lengths.tolist()
+    own = states.segments[0].lengths.tolist()
     assert own == [5, 0]
     mask = states.mask(rule)
     expected = {
@@ -79,7 +79,7 @@ def test_fingerprint_names_the_weights(encoder, embedded):
     again = TextEncoder.from_folder(embedded)
     assert again.fingerprint == encoder.fingerprint
     with torch.no_grad():
-        next(again.model.parameters())[0, 0] += 1
+        next(again.towers[0].model.parameters())[0, 0] += 1
     again._fingerprint = None
     assert again.fingerprint != encoder.fingerprint
 

@@ -6,11 +6,15 @@ import argparse
 import json
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erase_sd.methods import DEFAULT, METHODS
+
+if TYPE_CHECKING:
+    from erase_sd.checkpoints import Checkpoint
 
 EMBEDDED = "emoji-sd"
 
@@ -26,14 +30,28 @@ def parser(command: str, description: str, examples: str) -> argparse.ArgumentPa
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
-    """`--model` and `--variant`."""
+    """`--model` and what belongs to finding and reading one."""
     p.add_argument(
         "--model",
         default=EMBEDDED,
-        metavar="FOLDER",
-        help=f"diffusers folder of the base model (default: {EMBEDDED}, the small one in this package)",
+        metavar="MODEL",
+        help=f"base model: diffusers folder, single .safetensors file or Hub id (default: {EMBEDDED}, the small one "
+        "in this package)",
     )
-    p.add_argument("--variant", default="", help="weights variant in that folder, e.g. fp16")
+    p.add_argument("--variant", default="", help="weights variant of a folder or Hub id, e.g. fp16")
+    p.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    p.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer of a single file (default: CLIP's, from the Hub)")
+    p.add_argument("--allow-pickle", action="store_true", help="read a .ckpt, by torch's loader of tensors alone")
+
+
+def open_model(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint that `--model` names, downloaded if it is a Hub id; no weight is loaded."""
+    from erase_sd.checkpoints import TOKENIZER, open_checkpoint
+
+    path = model_path(args.model, variant=args.variant, revision=args.revision)
+    return open_checkpoint(
+        path, variant=args.variant, allow_pickle=args.allow_pickle, tokenizer=args.tokenizer or TOKENIZER
+    )
 
 
 def add_concept(p: argparse.ArgumentParser) -> None:
@@ -89,13 +107,29 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def model_path(name: str) -> Path:
-    """Where a model lies; `emoji-sd` is the embedded one."""
-    if name == EMBEDDED and not Path(name).exists():
+def model_path(name: str, *, variant: str = "", revision: str | None = None) -> Path:
+    """Where a model lies; `emoji-sd` is the embedded one, OWNER/NAME a Hub id unless it is a path."""
+    if Path(name).exists():
+        return Path(name)
+    if name == EMBEDDED:
         from erase_sd.emoji.models import EMOJI_SD
 
         return EMOJI_SD
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return _download(name, variant, revision)
     return Path(name)
+
+
+def _download(name: str, variant: str, revision: str | None) -> Path:
+    """A Hub model's folder in the cache; only what diffusers itself would load."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, variant=variant or None, revision=revision, use_safetensors=True))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"no folder {name} here, and as a Hub id it cannot be had: {reason}") from error
 
 
 def is_embedded(path: Path) -> bool:
@@ -118,25 +152,33 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = "cpu") -> Any:
+    """A plain diffusers pipeline of a model on disk, float32 on the CPU."""
+    import torch
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging as diffusers_logging
+
+    from erase_sd.checkpoints import SingleFile
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-
-
-def load_pipeline(path: Path, *, variant: str = "", device: str = "cpu") -> Any:
-    """A plain StableDiffusionPipeline of a local folder, float32 on the CPU."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
     kind = device.split(":")[0]
     if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
         raise ValueError(f"no {kind} device here; use --device cpu")
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"expected --device cpu, cuda or mps, got {device!r}")
-    pipe = StableDiffusionPipeline.from_pretrained(
-        path, dtype=torch.float32, variant=variant or None, local_files_only=True, safety_checker=None
-    )
+    if isinstance(model, SingleFile):
+        single = StableDiffusionXLPipeline if model.kind == "sdxl" else StableDiffusionPipeline
+        config = model.tokenizer if (Path(model.tokenizer) / "model_index.json").is_file() else None
+        pipe = single.from_single_file(str(model.path), config=config, dtype=torch.float32)
+    else:
+        path = model if isinstance(model, Path) else model.path
+        extra = {} if isinstance(model, Path) or model.architecture.name != "sd" else {"safety_checker": None}
+        pipe = DiffusionPipeline.from_pretrained(
+            path, dtype=torch.float32, variant=variant or None, local_files_only=True, **extra
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

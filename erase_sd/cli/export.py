@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erase_sd.cli.apply import erasure_path
-from erase_sd.cli.common import add_model, model_path, parser, print_json
+from erase_sd.cli.common import add_model, open_model, parser, print_json
 from erase_sd.lora import STYLES
 
 EXAMPLES = """  erase-concept export cat.safetensors --style kohya --out no-cat.safetensors     A1111, ComfyUI
@@ -25,16 +25,15 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     import torch
 
-    from erase_sd.checkpoints import DiffusersFolder
     from erase_sd.erasure import Erasure
     from erase_sd.lora import save_lora
 
     erasure = Erasure.load(erasure_path(args.erasure))
-    weights = DiffusersFolder.open(model_path(args.model), variant=args.variant).weights(kinds=erasure.kinds)
+    weights = open_model(args).weights(kinds=erasure.kinds)
     save_lora(erasure, weights, args.out, style=args.style, dtype=getattr(torch, args.dtype), force=args.force)
     size = args.out.stat().st_size
     if args.json:
-        print_json({"out": str(args.out), "bytes": size, "rank": erasure.edit.rank, "style": args.style})
+        print_json({"out": str(args.out), "bytes": size, "rank": erasure.rank, "style": args.style})
     else:
-        print(f"wrote {args.out}: {args.style} LoRA, rank {erasure.edit.rank}, {size / 1000:.0f} kB")
+        print(f"wrote {args.out}: {args.style} LoRA, rank {erasure.rank}, {size / 1000:.0f} kB")
     return 0

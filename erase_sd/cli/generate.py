@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from erase_sd.cli.apply import erasure_path
-from erase_sd.cli.common import add_model, is_embedded, load_pipeline, model_path, parser, print_json, quiet_libraries
+from erase_sd.cli.common import add_model, is_embedded, load_pipeline, open_model, parser, print_json, quiet_libraries
 
 EXAMPLES = """  erase-concept generate --prompt "a cat and a dog" --out pair.png
   erase-concept generate --prompt "a cat" --erasure cat.safetensors --strength 0.5 --count 9 --out half.png"""
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     if args.count < 1 or args.steps < 1:
         raise ValueError("expected --count and --steps of at least 1")
-    from erase_sd.checkpoints import DiffusersFolder, atomic_path, check_target
+    from erase_sd.files import atomic_path, check_target
 
     check_target(args.out, force=args.force)
     quiet_libraries()
@@ -38,9 +38,9 @@ def run(argv: list[str]) -> int:
     from erase_sd.pipelines.live import apply
     from erase_sd.pipelines.sampling import generate
 
-    guidance = args.guidance if args.guidance is not None else (3.0 if is_embedded(model_path(args.model)) else 7.5)
-    path = DiffusersFolder.open(model_path(args.model), variant=args.variant).path
-    pipe = load_pipeline(path, variant=args.variant, device=args.device)
+    model = open_model(args)
+    guidance = args.guidance if args.guidance is not None else (3.0 if is_embedded(model.path) else 7.5)
+    pipe = load_pipeline(model, variant=args.variant, device=args.device)
     if args.erasure:
         apply(pipe, Erasure.load(erasure_path(args.erasure)).scaled(args.strength))
     prompts = [q for q in args.prompt for _ in range(args.count)]

@@ -9,7 +9,7 @@ from erase_sd.cli.common import (
     add_concept,
     add_model,
     method_options,
-    model_path,
+    open_model,
     parser,
     print_json,
     quiet_libraries,
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> int:
     p.add_argument("--json", action="store_true", help="as JSON")
     args = p.parse_args(argv)
     options = method_options(args)
-    from erase_sd.checkpoints import DiffusersFolder, check_target
+    from erase_sd.files import check_target
 
     if args.plot:
         check_target(args.plot, force=args.force)
@@ -43,14 +43,13 @@ def run(argv: list[str]) -> int:
 
     forget = read_prompts(args.forget, what="forget")
     retain = read_prompts([*args.retain, *neutral_of(args.forget)], what="retain")
-    folder = DiffusersFolder.open(model_path(args.model), variant=args.variant)
+    model = open_model(args)
     quiet_libraries()
     from erase_sd.fitting import fit
     from erase_sd.methods import METHODS
     from erase_sd.preflight import budget, words_hit
-    from erase_sd.text import TextEncoder
 
-    encoder = TextEncoder.from_folder(folder.path, variant=args.variant)
+    encoder = model.encoder()
     settings: dict[str, Any] = dict(
         retain=retain,
         method=args.method,
@@ -58,7 +57,7 @@ def run(argv: list[str]) -> int:
         tokens=args.tokens,
         name=args.name,
         robust=args.robust,
-        weights=folder.weights(kinds=METHODS[args.method].kinds),
+        weights=model.weights(kinds=METHODS[args.method].kinds),
     )
     strength = args.strength
     if args.max_drift is not None:
@@ -100,7 +99,7 @@ def plot(report: dict[str, Any], path: Path, *, force: bool) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from erase_sd.checkpoints import atomic_path
+    from erase_sd.files import atomic_path
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     spectrum = report["certificate"]["spectrum"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from erase_sd.cli.common import add_model, model_path, parser, print_json, quiet_libraries
+from erase_sd.cli.common import add_model, open_model, parser, print_json, quiet_libraries
 
 EXAMPLES = """  erase-concept verify cat.safetensors                   against the embedded model
   erase-concept verify cat.safetensors --model ./sd15    is this its base?
@@ -20,16 +20,18 @@ def run(argv: list[str]) -> int:
     add_model(p)
     p.add_argument("--json", action="store_true", help="the checks as JSON")
     args = p.parse_args(argv)
-    from erase_sd.checkpoints import ERASURE, DiffusersFolder
+    from erase_sd.checkpoints import Checkpoint, DiffusersFolder, open_checkpoint
     from erase_sd.erasure import Erasure, WrongBase
-    from erase_sd.text import TextEncoder
 
     quiet_libraries()
-    folder = args.path if args.path.is_dir() else None
-    if folder and not (folder / ERASURE).is_file():
-        raise ValueError(f"{folder} carries no {ERASURE}: it was not erased by this tool")
-    erasure = Erasure.load(folder / ERASURE if folder else args.path)
-    base = DiffusersFolder.open(model_path(args.model), variant=args.variant)
+    own = Checkpoint.erasure_file(args.path)
+    erased = None
+    if args.path.is_dir() or own.is_file():
+        erased = open_checkpoint(args.path, variant=args.variant)
+        if not own.is_file():
+            raise ValueError(f"{args.path} carries no {own.name}: it was not erased by this tool")
+    erasure = Erasure.load(own if erased else args.path)
+    base = open_model(args)
     weights = base.weights(kinds=erasure.kinds)
     checks: dict[str, Any] = {"concepts": list(erasure.names)}
     try:
@@ -37,14 +39,15 @@ def run(argv: list[str]) -> int:
         checks["base weights"] = True
     except WrongBase as error:
         checks["base weights"], checks["why"] = False, str(error)
-    encoder = TextEncoder.from_folder(base.path, variant=args.variant)
+    encoder = base.encoder()
     checks["text encoder"] = encoder.fingerprint == erasure.text_encoder
     if checks["text encoder"]:
         checks["forget prompts fade"] = _fades(erasure, encoder)
-    if folder:
-        checks["erased weights"] = checks["base weights"] and _matches(folder, args.variant, erasure, weights)
-        checks["no other weights"] = not _strays(DiffusersFolder.open(folder, variant=args.variant).denoiser_file)
-        checks["erasure.json"] = _told(folder, erasure)
+    if erased:
+        checks["erased weights"] = checks["base weights"] and _matches(erased, erasure, weights)
+        if isinstance(erased, DiffusersFolder):
+            checks["no other weights"] = not _strays(erased)
+            checks["erasure.json"] = _told(args.path, erasure)
     passed = all(v for v in checks.values() if isinstance(v, bool))
     if args.json:
         print_json(checks | {"passed": passed})
@@ -55,16 +58,14 @@ def run(argv: list[str]) -> int:
     return 0 if passed else 1
 
 
-def _matches(folder: Path, variant: str, erasure: Any, weights: Any) -> bool:
+def _matches(checkpoint: Any, erasure: Any, weights: Any) -> bool:
     """Whether the checkpoint's weights are the base's, edited.
 
     To a few units in the last place, since another machine may sum in another order.
     """
     import torch
 
-    from erase_sd.checkpoints import DiffusersFolder
-
-    erased = DiffusersFolder.open(folder, variant=variant).weights(kinds=erasure.kinds)
+    erased = checkpoint.weights(kinds=erasure.kinds)
     for name, expected in erasure.weights(weights).items():
         if name not in erased or erased[name].shape != expected.shape:
             return False
@@ -74,10 +75,11 @@ def _matches(folder: Path, variant: str, erasure: Any, weights: Any) -> bool:
     return True
 
 
-def _strays(file: Path) -> list[Path]:
+def _strays(folder: Any) -> list[Path]:
     """Other weight files beside the denoiser's, which may still hold the concept."""
     kinds = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack")
-    return [p for p in file.parent.iterdir() if p != file and p.name.endswith(kinds)]
+    own = set(folder.denoiser_files)
+    return [p for p in next(iter(own)).parent.iterdir() if p not in own and p.name.endswith(kinds)]
 
 
 def _told(folder: Path, erasure: Any) -> bool:

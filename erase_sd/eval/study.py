@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from erase_sd.certify import change, recoverability
 from erase_sd.emoji.world import load_world, with_article
-from erase_sd.erasure import Erasure, combine, weight_gram
+from erase_sd.erasure import Erasure, combine, weight_grams
 from erase_sd.eval.judge import _judge, judge
 from erase_sd.fitting import fit
 from erase_sd.pipelines.live import LiveErasure
@@ -142,7 +142,7 @@ class Study:
         self.pipe = load_pipeline(EMOJI_SD)
         self.live = LiveErasure.of(self.pipe)
         self.weights = self.live.originals()
-        self.encoder = TextEncoder(self.pipe.tokenizer, self.pipe.text_encoder)
+        self.encoder = TextEncoder.of(self.pipe)
         model = hashlib.sha256(self.encoder.fingerprint.encode())
         for weight in self.weights.values():
             model.update(weight.numpy().tobytes())
@@ -245,7 +245,8 @@ class Study:
             return self.done[key]
         erasure = self.make(method, setting, t)
         edit, subjects = erasure.edit, self.encoder.subjects(list(t.forget))
-        gram = weight_gram({n: self.weights[n] for n in erasure.sites(self.weights)})
+        edited = {n: self.weights[n] for n in erasure.sites(self.weights)}
+        gram = weight_grams(self.encoder.architecture, edited, self.encoder.widths)["tokens"]
         entry: dict[str, Any] = {
             "key": key, "phase": phase, "method": method, "setting": setting, "kind": t.kind, "name": t.name,
             "norm": edit.norm, "null_change": float(change(edit, self.encoder.encode([""]).rows("all")).max()),

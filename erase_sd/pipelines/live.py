@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from erase_sd.erasure import Erasure, WrongBase, combine
-from erase_sd.sites import identify
+from erase_sd.sites import POOLED, TOKENS, identify
 from erase_sd.text import TextEncoder
 
 _ATTRIBUTE = "_erase_sd_live"
@@ -67,7 +67,9 @@ class LiveErasure:
     def add(self, erasure: Erasure, *, allow_other_base: bool = False) -> None:
         """Apply one more erasure; all that are applied act jointly."""
         originals = self.originals()
-        width = next(iter(originals.values())).shape[1]
+        if erasure.architecture != self.architecture.name:
+            raise WrongBase(f"this erasure is for {erasure.architecture}, the model is {self.architecture.name}")
+        width = next(w.shape[1] for n, w in originals.items() if self.architecture.stream(n) == TOKENS)
         if erasure.edit.width != width:
             raise WrongBase(f"this erasure is for text features of width {erasure.edit.width}, the model has {width}")
         if not allow_other_base:
@@ -104,24 +106,31 @@ class LiveErasure:
         self.erasures, self.strength = erasures, strength
 
     def _set_hook(self, erasures: list[Erasure], strength: float) -> None:
-        """Let the denoiser see `T x` instead of each prompt state `x`."""
-        edit = None
+        """Let the denoiser see `T x` instead of each text feature `x`."""
+        edits = {}
         if erasures and strength:
             total = combine(erasures).scaled(strength)
             if total.kinds != "kv":
                 raise ValueError(f"runtime mode edits keys and values alike; this method edits {total.kinds!r} alone")
-            edit = total.edit
+            edits = total.edits
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        if edit is None:
+        if not edits:
             return
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            if "encoder_hidden_states" in kwargs:
-                kwargs = kwargs | {"encoder_hidden_states": edit.features(kwargs["encoder_hidden_states"])}
-            elif len(args) > 2:
-                args = (*args[:2], edit.features(args[2]), *args[3:])
+            kwargs = dict(kwargs)
+            if len(args) > 2:  # UNet2DConditionModel's third; pipelines name it
+                args = (*args[:2], edits[TOKENS].features(args[2]), *args[3:])
+            else:
+                kwargs["encoder_hidden_states"] = edits[TOKENS].features(kwargs["encoder_hidden_states"])
+            if POOLED in edits:
+                added = dict(kwargs.get("added_cond_kwargs") or {})
+                if "text_embeds" in added:
+                    kwargs["added_cond_kwargs"] = added | {"text_embeds": edits[POOLED].features(added["text_embeds"])}
+                else:
+                    kwargs["pooled_projections"] = edits[POOLED].features(kwargs["pooled_projections"])
             return args, kwargs
 
         self._hook = self.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
@@ -141,7 +150,7 @@ def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False, runtim
     """
     live = LiveErasure.of(pipe, runtime=runtime)
     if not allow_other_base and getattr(pipe, "text_encoder", None) is not None:
-        erasure.check_text_encoder(TextEncoder(pipe.tokenizer, pipe.text_encoder).fingerprint)
+        erasure.check_text_encoder(TextEncoder.of(pipe).fingerprint)
     live.add(erasure, allow_other_base=allow_other_base)
     return live
 

@@ -44,7 +44,7 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):
         live = LiveErasure.of(self)
         made_here = not isinstance(forget, Erasure)
         if not isinstance(forget, Erasure):
-            encoder = TextEncoder(self.tokenizer, self.text_encoder, source=self.name_or_path)
+            encoder = TextEncoder.of(self)
             forget = fit(
                 encoder,
                 [forget] if isinstance(forget, str) else list(forget),

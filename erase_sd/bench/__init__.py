@@ -1,0 +1,1 @@
+"""Measurements at real size: `python -m erase_sd.bench` and `python -m erase_sd.bench.faults`."""

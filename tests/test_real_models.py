@@ -1,0 +1,280 @@
+"""Architectures and file layouts of real models, at reduced width and random weights."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erase_sd.bench.shapes import KINDS, TOKENIZER, write_folder, write_single
+from erase_sd.checkpoints import DiffusersFolder, SingleFile, open_checkpoint
+from erase_sd.cli.main import main
+from erase_sd.erasure import Erasure
+from erase_sd.fitting import fit
+from erase_sd.ldm import UNET, from_ldm, to_ldm
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    found = {}
+    for kind in KINDS:
+        folder = write_folder(root / f"{kind}-folder", kind, small=True, seed=1)
+        found[kind] = folder, write_single(root / f"{kind}.safetensors", kind, small=True, seed=1)
+    return found
+
+
+def single(path):
+    return open_checkpoint(path, tokenizer=str(TOKENIZER))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file_is_read_as_diffusers_reads_it(models, kind):
+    """Same cross-attention tensors by name, and the same text states as the pipeline itself computes."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    from erase_sd.text import TextEncoder
+
+    folder, file = models[kind]
+    Pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+    pipe = Pipeline.from_single_file(str(file), config=str(folder), dtype=torch.float32, local_files_only=True)
+    ours = single(file)
+    theirs = dict(pipe.unet.named_parameters())
+    assert len(ours.where) > 10
+    for name, weight in ours.weights().items():
+        assert torch.equal(weight.float(), theirs[name])
+    prompts = ["a photo of a cat", ""]
+    a, b = ours.encoder().encode(prompts), TextEncoder.of(pipe).encode(prompts)
+    torch.testing.assert_close(a.states, b.states, atol=1e-5, rtol=1e-4)
+    embeds = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(a.states[:1], embeds[0][:1], atol=1e-5, rtol=1e-4)
+    if kind == "sdxl":
+        torch.testing.assert_close(a.pooled, b.pooled, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a.pooled[:1], embeds[2][:1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ldm_names_go_there_and_back(models, kind):
+    folder, file = models[kind]
+    for name, (_, stored) in SingleFile.open(file).where.items():
+        assert from_ldm(stored) == name and UNET + to_ldm(name) == stored
+    assert set(SingleFile.open(file).where) == set(DiffusersFolder.open(folder).where)
+
+
+def test_published_names():
+    pairs = {
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight":
+            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v.weight":
+            "input_blocks.8.1.transformer_blocks.0.attn2.to_v.weight",
+        "mid_block.attentions.0.transformer_blocks.9.attn2.to_k.weight":
+            "middle_block.1.transformer_blocks.9.attn2.to_k.weight",
+        "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k.weight":
+            "output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight",
+        "add_embedding.linear_1.weight": "label_emb.0.0.weight",
+    }  # fmt: skip
+    for mine, theirs in pairs.items():
+        assert to_ldm(mine) == theirs and from_ldm(UNET + theirs) == mine
+
+
+@pytest.fixture(scope="module")
+def sdxl(models):
+    model = DiffusersFolder.open(models["sdxl"][0])
+    encoder = model.encoder()
+    weights = model.weights()
+    return model, encoder, weights, fit(encoder, ["cat"], method="rayleigh", rank=1, weights=weights)
+
+
+def test_sdxl_erases_the_pooled_path_as_well(sdxl):
+    model, encoder, weights, erasure = sdxl
+    assert set(erasure.edits) == {"tokens", "pooled"}
+    new = erasure.weights(weights)
+    assert set(new) == set(weights)
+    name = "add_embedding.linear_1.weight"
+    width = encoder.widths["pooled"]
+    assert torch.equal(new[name][:, width:], weights[name][:, width:])  # picture sizes stay
+    null, cat = encoder.encode(["", "a photo of a cat"]).pooled.double()
+    edit = erasure.edits["pooled"]
+    assert (edit.features(null[None]) - null).norm() < 1e-3 * null.norm()
+    assert (edit.features(cat[None]) - cat).norm() > 0.01 * (cat - null).norm()
+
+
+@pytest.mark.parametrize("style", ["peft", "kohya"])
+def test_sdxl_lora_equals_the_baked_edit_in_diffusers(models, sdxl, style, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    from erase_sd.lora import save_lora
+    from erase_sd.pipelines import LiveErasure, apply
+
+    _, _, weights, erasure = sdxl
+    pipe = StableDiffusionXLPipeline.from_pretrained(models["sdxl"][0], dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        noise = torch.Generator().manual_seed(1)
+        return pipe("a photo of a cat", generator=noise, num_inference_steps=2, output_type="latent").images
+
+    original = draw()
+    live = apply(pipe, erasure)
+    baked = draw()
+    live.take()
+    assert torch.equal(draw(), original)
+    apply(pipe, erasure, runtime=True)
+    torch.testing.assert_close(draw(), baked, atol=2e-4, rtol=1e-3)
+    LiveErasure.of(pipe).take()
+    assert (baked - original).abs().max() > 1e-3
+    path = save_lora(erasure, weights, tmp_path / "lora.safetensors", style=style)
+    keys = set(load_file(path))
+    if style == "kohya":  # as sd-scripts and ComfyUI name SDXL's modules
+        assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight" in keys
+        assert "lora_unet_label_emb_0_0.lora_up.weight" in keys
+        assert not any("down_blocks" in k for k in keys)
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors", adapter_name="x")
+    torch.testing.assert_close(draw(), baked, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_erase_a_single_file(models, kind, tmp_path, capsys):
+    """Same header and bytes but for the edit; equal to the folder's edit; loads; verifies; comes back."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    folder, file = models[kind]
+    out = tmp_path / "erased.safetensors"
+    common = ["--tokenizer", str(TOKENIZER)]
+    assert main(["erase", "--model", str(file), "--forget", "cat", "--rank", "1", "--out", str(out),
+                 "--keep-undo", *common]) == 0  # fmt: skip
+    before, after = file.read_bytes(), out.read_bytes()
+    assert len(before) == len(after)
+    header = 8 + int.from_bytes(before[:8], "little")
+    assert before[:header] == after[:header]
+    erasure = Erasure.load(tmp_path / "erased.erasure.safetensors")
+    base, new = single(file), single(out)
+    expected = erasure.weights(base.weights())
+    for name, weight in new.weights().items():
+        assert torch.equal(weight, expected[name])
+    old_all, new_all = load_file(file), load_file(out)
+    changed = {k for k in old_all if not torch.equal(old_all[k], new_all[k])}
+    assert changed == {stored for _, stored in base.where.values()}
+    # diffusers loads it, and sees the same numbers
+    Pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+    pipe = Pipeline.from_single_file(str(out), config=str(folder), dtype=torch.float32, local_files_only=True)
+    seen = dict(pipe.unet.named_parameters())
+    assert all(torch.equal(seen[n], w.float()) for n, w in expected.items())
+    # apply gives the same file; verify agrees; the undo file gives the original
+    again = tmp_path / "again.safetensors"
+    assert main(["apply", str(tmp_path / "erased.erasure.safetensors"), "--model", str(file), "--out", str(again),
+                 *common]) == 0  # fmt: skip
+    assert again.read_bytes() == after
+    assert main(["verify", str(out), "--model", str(file), *common]) == 0
+    assert main(["remove", str(out), "--out", str(tmp_path / "restored.safetensors")]) == 0
+    assert (tmp_path / "restored.safetensors").read_bytes() == before
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_folders_of_every_dtype_variant_and_sharding(tmp_path, dtype, shards, capsys):
+    variant = "fp16" if dtype == "F16" else ""
+    base = write_folder(tmp_path / "m", "sd1", small=True, dtype=dtype, variant=variant, shards=shards)
+    out = tmp_path / "out"
+    args = ["--variant", variant] if variant else []
+    assert main(["erase", "--model", str(base), "--forget", "cat", "--rank", "1", "--out", str(out), "--keep-undo",
+                 *args]) == 0  # fmt: skip
+    a, b = DiffusersFolder.open(base, variant=variant), DiffusersFolder.open(out, variant=variant)
+    erasure = Erasure.load(out / "erasure.safetensors")
+    expected = erasure.weights(a.weights())
+    for name, weight in b.weights().items():
+        assert torch.equal(weight, expected[name]) and weight.dtype == a.weights()[name].dtype
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        out, dtype=torch.float32, variant=variant or None, local_files_only=True
+    )
+    name = next(iter(expected))
+    assert torch.equal(dict(pipe.unet.named_parameters())[name], expected[name].float())
+    assert main(["verify", str(out), "--model", str(base), *args]) == 0
+    assert main(["remove", str(out), "--out", str(tmp_path / "back"), *args]) == 0
+    for file in a.denoiser_files:
+        assert (tmp_path / "back" / "unet" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_an_index_that_points_elsewhere_is_refused(tmp_path):
+    base = write_folder(tmp_path / "m", "sd1", small=True, shards=2)
+    index = base / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    for name in ("../../secret.safetensors", "/etc/passwd", "weights.bin"):
+        index.write_text(json.dumps(good | {"weight_map": dict.fromkeys(good["weight_map"], name)}))
+        with pytest.raises(ValueError, match="same folder"):
+            DiffusersFolder.open(base)
+    index.write_text(json.dumps(good | {"weight_map": dict.fromkeys(good["weight_map"], "gone.safetensors")}))
+    with pytest.raises(ValueError, match="missing"):
+        DiffusersFolder.open(base)
+    for text in ("[]", "{}", "\xff", '{"weight_map": []}'):
+        index.write_text(text)
+        with pytest.raises(ValueError):
+            DiffusersFolder.open(base)
+
+
+def test_a_pickle_is_refused_unless_asked_for(models, tmp_path, capsys):
+    file = tmp_path / "model.ckpt"
+    torch.save({"state_dict": load_file(models["sd1"][1]), "epoch": 3}, file)
+    args = ["erase", "--model", str(file), "--forget", "cat", "--rank", "1", "--tokenizer", str(TOKENIZER)]
+    assert main([*args, "--out", str(tmp_path / "x.safetensors")]) == 2
+    assert "--allow-pickle" in capsys.readouterr().err
+    assert main([*args, "--out", str(tmp_path / "x.safetensors"), "--allow-pickle"]) == 0
+    same = Erasure.load(tmp_path / "x.erasure.safetensors").weights(single(models["sd1"][1]).weights())
+    assert all(torch.equal(w, same[n]) for n, w in single(tmp_path / "x.safetensors").weights().items())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("/tmp/erase-sd-was-here", "w"))
+
+
+def test_a_pickle_that_runs_code_does_not(tmp_path, capsys):
+    import os
+    import pickle
+
+    file = tmp_path / "model.ckpt"
+    file.write_bytes(pickle.dumps({"state_dict": Bomb()}))
+    args = [
+        "erase",
+        "--model",
+        str(file),
+        "--forget",
+        "cat",
+        "--allow-pickle",
+        "--out",
+        str(tmp_path / "x.safetensors"),
+    ]
+    assert main(args) == 2
+    assert "more than tensors" in capsys.readouterr().err
+    assert not os.path.exists("/tmp/erase-sd-was-here")
+
+
+def test_a_lora_or_a_refiner_is_no_checkpoint(tmp_path):
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="LoRA"):
+        open_checkpoint(tmp_path / "lora.safetensors")
+    save_file({UNET + "x": torch.zeros(1)}, tmp_path / "unet.safetensors")
+    with pytest.raises(ValueError, match="no text encoder"):
+        open_checkpoint(tmp_path / "unet.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="not a single-file checkpoint"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_an_erasure_of_another_architecture_is_refused(sdxl, pipe):
+    from erase_sd.erasure import WrongBase
+    from erase_sd.pipelines import apply
+
+    with pytest.raises(WrongBase):
+        apply(pipe, sdxl[3], allow_other_base=True)
+
+
+def test_a_file_round_trip_keeps_both_streams(sdxl, tmp_path):
+    erasure = sdxl[3]
+    again = Erasure.load(erasure.save(tmp_path / "e.safetensors"))
+    assert again.architecture == "sdxl"
+    for stream, edit in erasure.edits.items():
+        assert torch.equal(again.edits[stream].matrix, edit.matrix)
