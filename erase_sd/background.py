@@ -93,6 +93,8 @@ def background(encoder: TextEncoder) -> Background:
     from safetensors.torch import load_file, save_file
 
     words = vocabulary(encoder)
+    if not words:
+        raise ValueError("this tokenizer's vocabulary has no whole words to make a background of; use another --method")
     prompts = [TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)]
     content = hashlib.sha256("\n".join([FORMAT, RULE, *prompts]).encode()).hexdigest()
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from erase_sd._version import __version__
@@ -214,7 +216,8 @@ class Erasure:
                 # Unlink's A is its B: each needs memory of its own to be saved.
                 tensors[f"{i}.{stream}.A"] = edit.A.clone().contiguous()
                 tensors[f"{i}.{stream}.B"] = edit.B.clone().contiguous()
-        about = {"erase_sd": json.dumps(self.describe(), ensure_ascii=False)}
+        text = json.dumps(self.describe(), ensure_ascii=False)
+        about = {"erase_sd": text, "sha256": _digest(text, tensors)}
         with atomic_path(path, force=force) as draft:
             save_file(tensors, draft, metadata=about)
         return path
@@ -232,7 +235,8 @@ class Erasure:
             raise ValueError(f"no such erasure file: {path}")
         try:
             with safe_open(path, "pt") as f:
-                about = json.loads((f.metadata() or {})["erase_sd"])
+                metadata = f.metadata() or {}
+                about = json.loads(metadata["erase_sd"])
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
@@ -242,6 +246,8 @@ class Erasure:
             raise ValueError(f"{path} is not an erasure file of erase-sd")
         if about["format"] > FORMAT:
             raise ValueError(f"{path} has format {about['format']}, this version reads up to {FORMAT}: upgrade")
+        if metadata.get("sha256") != _digest(metadata["erase_sd"], tensors):
+            raise ValueError(f"{path} is damaged or was altered: its checksum does not match")
         try:
             parts = [
                 Part(
@@ -267,6 +273,15 @@ class Erasure:
             return cls(tuple(parts), architecture.name, about["kinds"], base, str(about["text_encoder"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a complete erasure file: {error} is missing or malformed") from error
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a file's description and tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + data)
+    return digest.hexdigest()
 
 
 def combine(erasures: Sequence[Erasure]) -> Erasure:

@@ -6,6 +6,7 @@ complete and synced, and then takes its place by one rename.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -105,14 +106,9 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
         _sync(draft)
         if target.is_dir() and not draft.is_dir():
             raise FileExistsError(f"{target} is a folder; name a file")
-        if os.path.lexists(target) and target.is_dir():
-            os.rename(target, old)  # a folder that is not empty cannot be replaced by one call
-            try:
-                os.rename(draft, target)
-            except BaseException:
-                os.rename(old, target)
-                raise
-        elif draft.is_dir() or force:
+        if draft.is_dir():
+            _place_folder(draft, target, old, force=force)
+        elif force:
             os.replace(draft, target)
         else:
             _place_new(draft, target)
@@ -121,6 +117,46 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
         _discard(draft)
         if os.path.lexists(target):  # never the only copy
             _discard(old)
+
+
+def _place_folder(draft: Path, target: Path, old: Path, *, force: bool) -> None:
+    """Rename a folder to a free name, or swap it with the one that is there."""
+    try:
+        os.rename(draft, target)  # fails if there is a folder with something in it, or a file
+        return
+    except OSError as error:
+        if not os.path.lexists(target):
+            raise
+        if not force:
+            raise FileExistsError(f"{target} exists by now: another process wrote it") from error
+    if _exchange(draft, target):
+        os.rename(draft, old)  # what it replaced
+        return
+    os.rename(target, old)  # where the system cannot swap two folders in one call
+    try:
+        os.rename(draft, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step (Linux's renameat2), so that each name always holds something whole.
+
+    Returns:
+        False where the system or the file system has no such call; nothing was done then.
+    """
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, os.fsencode(a), here, os.fsencode(b), swap) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(error, os.strerror(error), str(b))
 
 
 def _place_new(draft: Path, target: Path) -> None:

@@ -150,3 +150,31 @@ def test_copy_is_byte_for_byte_but_for_the_edit(folder, weights, tmp_path):
 def test_files_are_readable_by_others(cat, tmp_path):
     path = cat.save(tmp_path / "cat.safetensors")
     assert os.stat(path).st_mode & 0o044 == 0o044
+
+
+def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path):
+    """Two writers of one name: the second is told, and the first's result stays."""
+    from erase_sd.files import atomic_path
+
+    with pytest.raises(FileExistsError, match="another process"):
+        with atomic_path(tmp_path / "x") as draft:
+            draft.mkdir()
+            (draft / "a").write_text("second")
+            (tmp_path / "x").mkdir()
+            (tmp_path / "x" / "a").write_text("first")
+    assert (tmp_path / "x" / "a").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_replacing_a_folder_with_and_without_the_system_call(tmp_path, monkeypatch, swap):
+    import erase_sd.files as files
+
+    if not swap:
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    for text in ("old", "new"):
+        with files.atomic_path(tmp_path / "x", force=True) as draft:
+            draft.mkdir()
+            (draft / files.PROVENANCE).write_text(text)
+    assert (tmp_path / "x" / files.PROVENANCE).read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

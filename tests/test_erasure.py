@@ -1,11 +1,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from erase_sd.erasure import Erasure, WrongBase
+from erase_sd.erasure import Erasure, WrongBase, _digest
 from erase_sd.fitting import fit
 from erase_sd.lora import lora_tensors
 from erase_sd.methods import METHODS
@@ -89,10 +90,25 @@ def test_kohya_names_rank_and_alpha(cat, weights):
     }
 
 
+def forge(path, tensors, about):
+    """A file whose checksum is right, as anyone can make one."""
+    save_file(tensors, path, metadata={"erase_sd": about, "sha256": _digest(about, tensors)})
+
+
 class TestBadFiles:
     def test_missing(self, tmp_path):
         with pytest.raises(ValueError, match="no such erasure file"):
             Erasure.load(tmp_path / "x")
+
+    def test_every_flipped_byte_is_noticed(self, cat, tmp_path):
+        whole = cat.save(tmp_path / "e.safetensors").read_bytes()
+        rng = np.random.default_rng(0)
+        for at in [*range(8), *rng.integers(8, len(whole), 60)]:
+            broken = bytearray(whole)
+            broken[at] ^= 1 << rng.integers(8)
+            (tmp_path / "b").write_bytes(broken)
+            with pytest.raises(ValueError):
+                Erasure.load(tmp_path / "b")
 
     def test_truncated(self, cat, tmp_path):
         path = cat.save(tmp_path / "e.safetensors")
@@ -117,22 +133,20 @@ class TestBadFiles:
     )
     def test_hostile_metadata(self, tmp_path, about):
         path = tmp_path / "e.safetensors"
-        save_file({"0.A": torch.zeros(3, 1)}, path, metadata={"erase_sd": about})
+        forge(path, {"0.tokens.A": torch.zeros(3, 1)}, about)
         with pytest.raises(ValueError, match="erasure file"):
             Erasure.load(path)
 
     def test_newer_format(self, tmp_path):
         path = tmp_path / "e.safetensors"
-        save_file({"0.A": torch.zeros(3, 1)}, path, metadata={"erase_sd": '{"format": 99}'})
+        forge(path, {"0.tokens.A": torch.zeros(3, 1)}, '{"format": 99}')
         with pytest.raises(ValueError, match="upgrade"):
             Erasure.load(path)
 
     def test_nan_factors(self, cat, tmp_path):
         path = tmp_path / "e.safetensors"
         nan = torch.full((192, 1), float("nan"), dtype=torch.float64)
-        save_file(
-            {"0.tokens.A": nan, "0.tokens.B": nan.clone()}, path, metadata={"erase_sd": json.dumps(cat.describe())}
-        )
+        forge(path, {"0.tokens.A": nan, "0.tokens.B": nan.clone()}, json.dumps(cat.describe()))
         with pytest.raises(ValueError, match="NaN"):
             Erasure.load(path)
 

@@ -179,14 +179,14 @@ def write_folder(
             write_tensors(folder / f"{stem}{middle}.safetensors", shapes, dtype=dtype, seed=seed + i)
             continue
         names = list(shapes)
-        where = {}
+        where: dict[str, str] = {}
         for s in range(shards):
             own = names[s * len(names) // shards : (s + 1) * len(names) // shards]
             file = f"{stem}{middle}-{s + 1:05}-of-{shards:05}.safetensors"
             write_tensors(folder / file, {n: shapes[n] for n in own}, dtype=dtype, seed=seed + 100 + s)
             where |= dict.fromkeys(own, file)
-        index = f"{stem}.safetensors.index{'.' + variant if variant else ''}.json"
-        (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        file = f"{stem}.safetensors.index{'.' + variant if variant else ''}.json"
+        (folder / file).write_text(json.dumps({"metadata": {}, "weight_map": where}))
     xl = kind == "sdxl"
     for suffix in ("", "_2") if xl else ("",):
         here = path / f"tokenizer{suffix}"
@@ -198,7 +198,7 @@ def write_folder(
     scheduler = dict(_class_name="DDIMScheduler", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                      clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
