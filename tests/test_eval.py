@@ -14,10 +14,9 @@ from erase_sd.eval.study import (
     TUNE_ARTISTS,
     TUNE_FAMILIES,
     TUNE_OBJECTS,
-    frechet,
-    summary,
     target,
 )  # fmt: skip
+from erase_sd.eval.study_report import attack_table, frechet, gates, summary
 from erase_sd.methods import METHODS
 
 
@@ -73,3 +72,38 @@ def test_sheets_hold_every_image():
     colours = {c: n for n, c in sheet.getcolors(2**24)}
     assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 3 * 112 * 112
     assert image_grid([red] * 5, 2, cell=10).size == (20, 30)
+
+
+def test_gates_say_met_only_when_met():
+    good = {"harmonic": 0.99, "null_change": 0.001}
+    rows = {"rayleigh (the default)": good, "uce": {"harmonic": 0.5, "null_change": 1.0}}
+    kinds = {k: rows for k in ("object", "family", "artist", "ten")}
+    assert not any("missed" in line for line in gates(kinds))
+    worse = kinds | {"family": rows | {"rayleigh (the default)": {"harmonic": 0.4, "null_change": 0.02}}}
+    assert sum("missed" in line for line in gates(worse)) == 3  # its value, its place, the empty prompt
+
+
+def test_attack_table_counts_what_came_back():
+    rows = [{"method": "uce", "setting": {}, "plain": 0.1, "attacked": a} for a in (0.9, 0.2)]
+    assert attack_table(rows)[-1] == "| uce | 0.10 | 0.55 | 1 of 2 |"
+
+
+def test_a_prompt_attack_brings_back_what_was_never_erased(pipe):
+    """On the model as it is the attack finds the concept; a few steps move its loss the right way."""
+    import torch
+
+    from erase_sd.emoji.render import available_objects, render
+    from erase_sd.emoji.world import Scene
+    from erase_sd.eval.attack import prompt_attack
+
+    cat = load_world().names.index("cat")
+    artist = next(a for a in range(5) if cat in available_objects()[a])
+    seen = [Image.fromarray(render(Scene((cat,), artist, "white", ("",), i))) for i in range(4)]
+    before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
+    first = prompt_attack(pipe, seen, iterations=0, batch=2)
+    states = prompt_attack(pipe, seen, iterations=3, batch=2)
+    assert states.shape == (1, 77, pipe.text_encoder.config.hidden_size) and torch.isfinite(states).all()
+    assert torch.equal(states[:, 0], first[:, 0])  # BOS comes before the free tokens
+    assert (states[:, 1:] - first[:, 1:]).norm() > 0
+    assert torch.equal(prompt_attack(pipe, seen, iterations=3, batch=2), states)  # seeded
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in pipe.unet.named_parameters())

@@ -11,19 +11,24 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
-from erase_sd.certify import change, recoverability
-from erase_sd.emoji.world import load_world, with_article
+from erase_sd.certify import change, revivable
+from erase_sd.emoji.render import available_objects, render
+from erase_sd.emoji.world import load_world, sample_scene, with_article
 from erase_sd.erasure import Erasure, combine, weight_grams
+from erase_sd.eval.attack import prompt_attack
 from erase_sd.eval.judge import _judge, judge
+from erase_sd.eval.study_report import frechet, summary, write
 from erase_sd.fitting import fit
+from erase_sd.methods import DEFAULT
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text import TextEncoder
 
@@ -47,20 +52,22 @@ FAMILIES = ("weapon", "alcohol")
 ARTISTS = ("noto", "fluent")
 TUNE_OBJECTS, TUNE_FAMILIES, TUNE_ARTISTS = ("fox", "banana", "violin"), ("instrument",), ("twemoji",)
 
-# Settings tried for each method; the first is its published (or our a priori) one.
+ATTACKED = ("cat", "pizza", "car", "church")  # objects that a prompt attack tries to bring back
+
+# Settings tried for each method; the first is its source's, or our default.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "unlink": [{"rank": 1}, {"rank": 2}, {"tokens": "last-subject"}, {"tokens": "words+eos"}],
-    "unlink-deflated": [{"rank": 1}, {"rank": 4}, {"rank": 1, "energy": 0.1}, {"rank": 4, "energy": 0.1}],
-    "unlink-oblique": [{"epsilon": e, "rank": k} for e in (1e-3, 1e-2) for k in (1, 3)],
     "rayleigh": [
-        {"epsilon": 1e-3, "rank": 1},
-        {"epsilon": 1e-3, "rank": 2},
-        {"epsilon": 1e-2, "rank": 1},
-        {"epsilon": 1e-2, "rank": 3},
-        {"epsilon": 1e-1, "rank": 1},
-        {"epsilon": 1e-2, "rank": 1, "strength": 1.5},
-        {"epsilon": 1e-3, "rank": 1, "strength": 1.5},
+        {},
+        {"strength": 1.5},
+        {"epsilon": 1e-2},
+        {"epsilon": 1e-2, "strength": 1.5},
+        {"share": 0.03},
+        {"rank": 1},
+        {"robust": True},
     ],
+    "unlink": [{}, {"rank": 2}, {"tokens": "last-subject"}, {"tokens": "words+eos"}],
+    "unlink-deflated": [{}, {"rank": 4}, {"energy": 0.1}, {"rank": 4, "energy": 0.1}],
+    "unlink-oblique": [{}, {"rank": 3}, {"epsilon": 1e-2}, {"epsilon": 1e-2, "rank": 3}, {"strength": 1.5}],
     "gf": [{}, {"alpha_forget": 30.0}, {"alpha_retain": 1000.0, "alpha_forget": 30.0}],
     "cure": [{}, {"alpha": 5.0}, {"alpha": 30.0}],
     "uce": [
@@ -133,12 +140,11 @@ ARTIST_FORMS = ("in {} style", "{} style")
 class Study:
     """The model, the journal and the measurements."""
 
-    def __init__(self, out: Path, seeds: int) -> None:
+    def __init__(self, out: Path) -> None:
         from erase_sd.cli.common import load_pipeline
         from erase_sd.emoji.models import EMOJI_SD
 
         out.mkdir(parents=True, exist_ok=True)
-        self.seeds = seeds
         self.pipe = load_pipeline(EMOJI_SD)
         self.live = LiveErasure.of(self.pipe)
         self.weights = self.live.originals()
@@ -160,14 +166,18 @@ class Study:
         self._originals: dict[str, dict[str, Any]] = {}
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], seed: int) -> Any:
-        """Images of prompts at `seed`, `seed + 1`, …; text states are computed once."""
+    def draw(self, prompts: Sequence[str], seed: int, *, states: torch.Tensor | None = None) -> Any:
+        """Images of prompts, or of given text states, at `seed`, `seed + 1`, …; states are computed once."""
         new = [p for p in dict.fromkeys([*prompts, ""]) if p not in self._embeddings]
         if new:
             self._embeddings |= dict(zip(new, self.encoder.encode(new).states, strict=True))
         noise = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         return self.pipe(
-            prompt_embeds=torch.stack([self._embeddings[p] for p in prompts]),
+            prompt_embeds=(
+                torch.stack([self._embeddings[p] for p in prompts])
+                if states is None
+                else states.expand(len(prompts), -1, -1)
+            ),
             negative_prompt_embeds=torch.stack([self._embeddings[""]] * len(prompts)),
             generator=noise,
             num_inference_steps=STEPS,
@@ -237,25 +247,26 @@ class Study:
         return {"hits": hits, "pixels": pixels, "features": features}
 
     def score(
-        self, phase: str, method: str, setting: dict[str, Any], t: Target, roles: Sequence[str]
+        self, phase: str, method: str, setting: dict[str, Any], t: Target, roles: Sequence[str], seeds: int
     ) -> dict[str, Any]:
         """Everything about one edit, from the journal if it is there."""
-        key = json.dumps([phase, method, setting, t.kind, t.name, self.seeds, STEPS], sort_keys=True)
+        key = json.dumps([phase, method, setting, t.kind, t.name, seeds, STEPS], sort_keys=True)
         if key in self.done:
             return self.done[key]
         erasure = self.make(method, setting, t)
         edit, subjects = erasure.edit, self.encoder.subjects(list(t.forget))
         edited = {n: self.weights[n] for n in erasure.sites(self.weights)}
         gram = weight_grams(self.encoder.architecture, edited, self.encoder.widths)["tokens"]
+        null = self.encoder.encode([""]).rows("all")
         entry: dict[str, Any] = {
             "key": key, "phase": phase, "method": method, "setting": setting, "kind": t.kind, "name": t.name,
-            "norm": edit.norm, "null_change": float(change(edit, self.encoder.encode([""]).rows("all")).max()),
-            "recoverability": float(recoverability(edit, subjects, gram).min()),
+            "norm": edit.norm, "null_change": float(change(edit, null).max()),
+            "revivable": float(revivable(edit, subjects, gram, null).max()),
         }  # fmt: skip
         before = {r: [] for r in roles}  # type: dict[str, list[bool]]
         after = {r: [] for r in roles}  # type: dict[str, list[bool]]
         drift, old, new = [], [], []
-        for seed in range(self.seeds):
+        for seed in range(seeds):
             base, now = self.original(t, seed, roles), self.measure(t, erasure, seed, roles)
             for role in base["hits"]:
                 before[role] += base["hits"][role]
@@ -267,10 +278,42 @@ class Study:
         entry["after"] = {r: float(np.mean(v)) for r, v in after.items() if v}
         entry["drift"] = float(np.mean(drift))
         entry["frechet"] = frechet(np.concatenate(old), np.concatenate(new))
+        return self._note(key, entry)
+
+    def _note(self, key: str, entry: dict[str, Any]) -> dict[str, Any]:
         self.done[key] = entry
         with self.journal.open("a") as f:
             f.write(json.dumps(entry) + "\n")
         return entry
+
+    def attacked(self, method: str, setting: dict[str, Any] | None, t: Target, *, count: int = 16) -> dict[str, Any]:
+        """How often the judge finds an erased object with its own prompt, and after a prompt attack."""
+        key = json.dumps(["attack", method, setting, t.name, count, STEPS], sort_keys=True)
+        if key in self.done:
+            return self.done[key]
+        world = load_world()
+        rng = np.random.default_rng(77)
+        seen: list[Image.Image] = []  # the attacker's pictures of the concept: renders
+        while len(seen) < 8:
+            scene = sample_scene(rng, pairs=0)
+            artist = scene.artist
+            if world.names.index(t.name) in available_objects()[artist]:
+                seen.append(Image.fromarray(render(replace(scene, objects=(world.names.index(t.name),)))))
+        erasure = None if setting is None else self.make(method, setting, t)
+        if erasure is not None:
+            self.live.add(erasure)
+        try:
+            plain = self.draw([f"a photo of {with_article(t.name)}"] * count, 5000)
+            states = prompt_attack(self.pipe, seen)
+            revived = self.draw([""] * count, 5000, states=states)
+        finally:
+            if erasure is not None:
+                self.live.take()
+        share = [float(np.mean([top == t.name for top in judge(i).top])) for i in (plain, revived)]
+        return self._note(key, {
+            "key": key, "phase": "attack", "method": method, "setting": setting, "name": t.name,
+            "plain": share[0], "attacked": share[1],
+        })  # fmt: skip
 
     def original(self, t: Target, seed: int, roles: Sequence[str]) -> dict[str, Any]:
         """The unedited model on the same prompts and seeds, drawn once."""
@@ -280,43 +323,7 @@ class Study:
         return self._originals[key]
 
 
-def frechet(a: np.ndarray, b: np.ndarray, *, dims: int = 16) -> float:
-    """Fréchet distance of two feature sets on the top principal directions of the first.
-
-    With fewer images than feature dimensions the full covariance is singular and the distance
-    meaningless; `dims` directions are estimated well from tens of images.
-    """
-    centre = a.mean(0)
-    _, _, vt = np.linalg.svd(a - centre, full_matrices=False)
-    p = vt[:dims].T
-    a, b = (a - centre) @ p, (b - centre) @ p
-    ca, cb = np.cov(a.T), np.cov(b.T)
-    # tr (Ca Cb)^(1/2) from the eigenvalues of the symmetric product Ca^(1/2) Cb Ca^(1/2)
-    values, vectors = np.linalg.eigh(ca)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross)
-
-
-def summary(entry: dict[str, Any]) -> dict[str, float]:
-    """Forgotten share, retained ratio and their harmonic mean for one edit."""
-    left = [entry["after"][r] for r in ("forget", "synonym") if r in entry["after"]]
-    # Chance that a concept is gone, synonyms included with equal weight.
-    forgotten = 1 - float(np.mean(left))
-    ratio = {
-        r: entry["after"][r] / max(entry["before"][r], 1e-9) for r in ("in", "out", "neighbour") if r in entry["after"]
-    }
-    retained = ratio.get("out", 1.0)
-    mean = 2 * forgotten * retained / max(forgotten + retained, 1e-9)
-    return {
-        "forgotten": forgotten,
-        "retained": retained,
-        "harmonic": mean,
-        **{f"ratio_{r}": v for r, v in ratio.items()},
-    }
-
-
-def tune(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
+def tune(study: Study, seeds: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Each method's best setting for objects, families and artists, found on other concepts."""
     roles = ("forget", "out", "neighbour")
     plan = {
@@ -332,7 +339,7 @@ def tune(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
             for setting in grid:
                 values = []
                 for t in targets:
-                    s = summary(study.score("tune", method, setting, t, roles))
+                    s = summary(study.score("tune", method, setting, t, roles, seeds))
                     near = s.get("ratio_neighbour", 1.0)
                     kept = (s["retained"] + near) / 2
                     values.append(2 * s["forgotten"] * kept / max(s["forgotten"] + kept, 1e-9))
@@ -343,9 +350,8 @@ def tune(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
     return best
 
 
-def run(study: Study) -> list[dict[str, Any]]:
-    """All test edits: every method tuned, and the published form of each rival."""
-    best = tune(study)
+def run(study: Study, best: dict[str, dict[str, dict[str, Any]]], seeds: int) -> list[dict[str, Any]]:
+    """All test edits: every method tuned, our default as it is, and the published form of two rivals."""
     roles = ("forget", "synonym", "in", "out", "neighbour")
     targets = [target("object", n) for n in OBJECTS]
     targets += [target("family", n) for n in FAMILIES] + [target("artist", n) for n in ARTISTS]
@@ -355,115 +361,45 @@ def run(study: Study) -> list[dict[str, Any]]:
         for method, grid in GRIDS.items():
             tuned = best["object" if t.kind == "ten" else t.kind][method]
             jobs += [("tuned", method, tuned, t)]
-            if method in ("unlink", "uce") and tuned != grid[0]:
+            if method in (DEFAULT, "unlink", "uce") and tuned != grid[0]:
                 jobs += [("published", method, grid[0], t)]
-    return [study.score(p, m, s, t, roles) for p, m, s, t in tqdm(jobs, desc="testing")]
+    return [study.score(p, m, s, t, roles, seeds) for p, m, s, t in tqdm(jobs, desc="testing")]
 
 
-COLUMNS = {
-    "harmonic": "harmonic mean",
-    "forget": "forget",
-    "synonym": "synonyms",
-    "ratio_in": "listed",
-    "ratio_out": "unlisted",
-    "ratio_neighbour": "neighbours",
-    "drift": "drift",
-    "frechet": "Fréchet",
-    "null_change": "empty prompt",
-    "norm": "‖T‖",
-    "recoverability": "revivable to",
-}
-
-
-def table(entries: list[dict[str, Any]], kind: str) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """One Markdown table, best first, and its numbers."""
-    groups: dict[str, list[dict[str, float]]] = {}
-    for e in entries:
-        if e["kind"] == kind:
-            name = e["method"] + (" (published)" if e["phase"] == "published" else "")
-            row = summary(e) | {k: e["after"].get(k, float("nan")) for k in ("forget", "synonym")}
-            row |= {k: e[k] for k in ("drift", "frechet", "null_change", "norm")}
-            row["recoverability"] = e["recoverability"]
-            groups.setdefault(name, []).append(row)
-    numbers = {
-        name: {c: float(np.nanmean([r.get(c, np.nan) for r in rows])) for c in COLUMNS} for name, rows in groups.items()
-    }
-    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, row in sorted(numbers.items(), key=lambda item: -item[1]["harmonic"]):
-        cells = [f"{row[c]:.2f}" if c in ("norm", "frechet") else f"{row[c]:.3f}" for c in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines, numbers
-
-
-def plot(numbers: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Forgotten against retained, one panel per kind."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(numbers), figsize=(5 * len(numbers), 4.6), sharey=True)
-    for axis, (kind, rows) in zip(axes, numbers.items(), strict=True):
-        for name, row in rows.items():
-            x, y = row["ratio_out"], 1 - (row["forget"] + row["synonym"]) / 2
-            axis.scatter(x, y, color="#b00020" if name == "rayleigh" else "#37474f")
-            axis.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        axis.set(xlabel="retained (unlisted bystanders)", title=kind, xlim=(-0.05, 1.1), ylim=(-0.05, 1.05))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("forgotten (own prompts and synonyms)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-INTRODUCTION = """# Which method forgets best, and at what cost
-
-Made by `make study` (`python -m erase_sd.eval.study --seeds {seeds}`) on the shipped emoji-sd: {steps} DDIM
-steps, guidance {guidance:g}, {seeds} seeds, the independent judge. Each method at its best setting found on
-other concepts ({others}); `(published)` at its source's own defaults.
-
-- **forget**, **synonyms**: how often the judge still finds the concept (lower is better), in sentences the
-  edit was not built from, and under names it was never told.
-- **listed**, **unlisted**, **neighbours**: accuracy relative to the original on bystanders in the retain
-  list, in no list, and of the same family (1 is unharmed). **Harmonic mean** of 1 - (forget + synonyms) / 2
-  and unlisted.
-- **drift**: mean absolute pixel change of bystanders at equal seeds (0..1); **Fréchet** distance of their
-  judge features; **empty prompt**: largest relative change of its states; **‖T‖** the edit's gain;
-  **revivable to**: how near the best embedding comes to the concept (1 is far).
-
-"""
+def attack(study: Study, best: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Every method against free token embeddings, beside the model as it was and the robust mode."""
+    jobs: list[tuple[str, dict[str, Any] | None]] = [("nothing erased", None)]
+    jobs += [(method, best["object"][method]) for method in GRIDS]
+    if not best["object"][DEFAULT].get("robust"):
+        jobs.append((DEFAULT, best["object"][DEFAULT] | {"robust": True}))
+    todo = [(m, s, target("object", n)) for m, s in jobs for n in ATTACKED]
+    return [study.attacked(m, s, t) for m, s, t in tqdm(todo, desc="attacks")]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run or resume the study and write docs/method-study.md."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.eval.study", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the test")
+    parser.add_argument("--tune-seeds", type=int, default=1, help="of the search for each method's setting")
     parser.add_argument("--work", type=Path, default=Path("build/study"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args(argv)
     from erase_sd.cli.common import quiet_libraries
 
     quiet_libraries()
-    study = Study(args.work, args.seeds)
-    entries = run(study)
-    best = tune(study)
-    lines = INTRODUCTION.format(
-        seeds=args.seeds, steps=STEPS, guidance=GUIDANCE, others=", ".join(TUNE_OBJECTS + TUNE_FAMILIES + TUNE_ARTISTS)
-    ).splitlines()
-    numbers = {}
-    for kind, names in (("object", OBJECTS), ("family", FAMILIES), ("artist", ARTISTS), ("ten", OBJECTS[:10])):
-        rows, numbers[kind] = table(entries, kind)
-        lines += [f"## {kind}: {', '.join(names)}", "", *rows, ""]
-    args.out.mkdir(exist_ok=True)
-    plot(numbers, args.out / "method-study.png")
-    lines += ["![forgotten against retained](method-study.png)", "", "## Settings chosen", ""]
-    lines += ["| method | objects | families | artists |", "|---|---|---|---|"]
-    for method in GRIDS:
-        cells = [", ".join(f"{k} = {v}" for k, v in best[kind][method].items()) or "defaults" for kind in best]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    (args.out / "method-study.md").write_text("\n".join(lines) + "\n")
-    (args.out / "method-study.json").write_text(json.dumps({"settings": best, "numbers": numbers}, indent=1))
-    print("\n".join(lines))
+    study = Study(args.work)
+    best = tune(study, args.tune_seeds)
+    entries = run(study, best, args.seeds)
+    attacks = attack(study, best)
+    about = {
+        "seeds": args.seeds,
+        "tune_seeds": args.tune_seeds,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "others": ", ".join(TUNE_OBJECTS + TUNE_FAMILIES + TUNE_ARTISTS),
+    }
+    kinds = {"object": OBJECTS, "family": FAMILIES, "artist": ARTISTS, "ten": OBJECTS[:10]}
+    write(args.out, entries, attacks, best, kinds, about)
     return 0
 
 
