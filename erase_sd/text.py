@@ -151,14 +151,23 @@ class LoadedTower:
         return cls(spec, tokenizer, model.eval())
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> tuple[Segment, Tensor | None, int]:
-        """Token states, pooled features if the spec names them, and how many prompts were cut."""
+    def encode(self, prompts: Sequence[str], *, length: int | None = None) -> tuple[Segment, Tensor | None, int]:
+        """Token states, pooled features if the spec names them, and how many prompts were cut.
+
+        Args:
+            prompts: `n` prompts.
+            length: Compute this many positions, more if the prompts need them. A causal encoder (CLIP) gives
+                them the states they have in a full line; T5 is computed in full.
+        """
         batch = self.tokenizer(list(prompts), truncation=False, add_special_tokens=False).input_ids
         eos = self.tokenizer.eos_token_id
         head = [] if self.spec.kind == "t5" else [self.tokenizer.bos_token_id]
         room = self.length - len(head) - 1
-        ids = torch.full((len(batch), self.length), self.pad)
-        mask = torch.zeros(len(batch), self.length, dtype=torch.long)
+        line_length = self.length
+        if length and self.spec.kind == "clip":
+            line_length = min(self.length, max(length, 2 + max(map(len, batch), default=0)))
+        ids = torch.full((len(batch), line_length), self.pad)
+        mask = torch.zeros(len(batch), line_length, dtype=torch.long)
         for row, own in enumerate(batch):
             line = [*head, *own[:room], eos]
             ids[row, : len(line)] = torch.tensor(line)
@@ -260,12 +269,17 @@ class TextEncoder:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def encode(self, prompts: Sequence[str]) -> PromptStates:
-        """What the denoiser sees of some prompts; longer ones lose their end, as in the pipeline."""
+    def encode(self, prompts: Sequence[str], *, length: int | None = None) -> PromptStates:
+        """What the denoiser sees of some prompts; longer ones lose their end, as in the pipeline.
+
+        Args:
+            prompts: `n` prompts.
+            length: See `LoadedTower.encode`; None computes what the pipeline would.
+        """
         parts: dict[int, list[Segment]] = {}
         pooled, cut = [], 0
         for tower in self.towers:
-            segment, vector, truncated = tower.encode(prompts)
+            segment, vector, truncated = tower.encode(prompts, length=length)
             cut = max(cut, truncated)
             if tower.spec.segment is not None:
                 parts.setdefault(tower.spec.segment, []).append(segment)
@@ -277,24 +291,28 @@ class TextEncoder:
         )
         return PromptStates(tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut)
 
-    def stream(self, prompts: Sequence[str], *, batch: int = 64, progress: str | None = None) -> Iterator[PromptStates]:
+    def stream(
+        self, prompts: Sequence[str], *, batch: int = 64, length: int | None = None, progress: str | None = None
+    ) -> Iterator[PromptStates]:
         """Encode in batches, so that memory does not grow with the list; warns of cut prompts once."""
         starts: Any = range(0, len(prompts), batch)
         if progress and len(prompts) > 4 * batch:
             starts = tqdm(starts, desc=progress, unit="batch")
         cut = 0
         for start in starts:
-            states = self.encode(prompts[start : start + batch])
+            states = self.encode(prompts[start : start + batch], length=length)
             cut += states.truncated
             yield states
         if cut:
             length = min(t.length for t in self.towers)
             logger.warning("%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length)
 
-    def moments(self, prompts: Sequence[str], rule: str, *, progress: str | None = None) -> dict[str, SecondMoment]:
+    def moments(
+        self, prompts: Sequence[str], rule: str, *, length: int | None = None, progress: str | None = None
+    ) -> dict[str, SecondMoment]:
         """Second moment of every stream's features over all prompts; the rule picks tokens."""
         total = {stream: SecondMoment.zeros(width) for stream, width in self.widths.items()}
-        for states in self.stream(prompts, progress=progress):
+        for states in self.stream(prompts, length=length, progress=progress):
             for stream in total:
                 total[stream] = total[stream] + SecondMoment.of(states.rows(rule, stream))
         return total

@@ -64,7 +64,7 @@ def unlink_oblique(problem: Problem, *, rank: int = 1, epsilon: float = 1e-3, pr
     return LowRankEdit(U @ torch.linalg.pinv(B.T @ U), B)
 
 
-def complement(rows: Tensor, width: int, *, energy: float = 1e-6) -> Tensor:
+def complement(rows: Tensor, width: int, *, energy: float = 1e-10) -> Tensor:
     """Orthonormal basis `(d, d − q)` of what is orthogonal to `rows`, `(m, d)`.
 
     Raises:
