@@ -136,10 +136,46 @@ def test_training_runs_skips_what_is_done_and_exports_a_loadable_model(tmp_path)
     shutil.rmtree(tmp_path / "weights")
     train("unet", "export")  # finished stages cost no step and change nothing
     assert unet.read_bytes() == first
+    command = [sys.executable, "-m", "erase_sd.emoji.train", "--plan", "smoke", "--init", str(tmp_path / "weights")]
+    subprocess.run([*command, "--out", str(tmp_path / "more")], check=True, capture_output=True, timeout=300)
+    about = json.loads((tmp_path / "more" / "weights" / "training.json").read_text())
+    assert about["seed"] == 1 and about["continues"]["seed"] == 0  # other scenes, and where they started
+    assert (tmp_path / "more" / "weights" / unet.relative_to(tmp_path / "weights")).read_bytes() != first
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "weights" / "emoji-sd", local_files_only=True)
     assert pipe("a cat", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
+    from erase_sd.emoji import trainer
+
+    monkeypatch.setitem(trainer.PLANS, "tiny", trainer.PLANS["smoke"] | {"vae": trainer.Plan(30, 4, 1e-2)})
+
+    def train(out, *, die_at=None):
+        t = trainer.Trainer(out, plan="tiny", device="cpu", seed=0)
+        torch.manual_seed(0)
+        net, ema = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+        ema.load_state_dict(net.state_dict())
+
+        def loss(step):
+            if step == die_at:
+                raise KeyboardInterrupt
+            x = torch.from_numpy(t.rng(2, step).normal(size=(4, 3))).float()
+            return {"loss": (net(x) + torch.randn(4, 1)).square().mean()}
+
+        t.loop("vae", net, loss, ema=ema, save_every=0)
+        return net, ema
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", die_at=17)
+    (tmp_path / "cut" / "vae.state.tmp").write_bytes(b"half a save")  # as a kill in the middle of one leaves
+    again = train(tmp_path / "cut")
+    for a, b in zip(whole, again, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    with pytest.raises(ValueError, match="choose another --out"):
+        trainer.Trainer(tmp_path / "cut", plan="tiny", device="cpu", seed=1)
 
 
 @pytest.mark.parametrize("link", ["pipelines", "prompts", "eval"])

@@ -11,120 +11,32 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from erase_sd.emoji import models
+from erase_sd.emoji.export import export, save_clip
 from erase_sd.emoji.render import render
-from erase_sd.emoji.world import SIZE, Scene, caption, load_world, sample_scene, with_article
+from erase_sd.emoji.trainer import PLANS, STAGES, Plan, Trainer
+from erase_sd.emoji.world import SIZE, caption, with_article
 
-STAGES = ("scenes", "vae", "clip", "judge", "latents", "unet", "vision", "export")
 LATENT_NOISE = 0.05
 TRAIN_TOKENS = 24  # captions are shorter; the causal tower's EOS output does not see the padding
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long and how hard one network is trained."""
+class Training(Trainer):
+    """One method for each stage."""
 
-    steps: int
-    batch: int
-    lr: float
-
-
-# pairs: share of two-object scenes; attributes: how often the generator's captions name the artist, and
-# likewise the background; floor: added to the generator's loss weights, the more for pure noise to count.
-PLANS: dict[str, dict[str, Any]] = {
-    "cpu": {
-        "scenes": 40_000,
-        "pairs": 0.3,
-        "attributes": 0.6,
-        "floor": 0.1,
-        "vae": Plan(1_900, 32, 8e-4),
-        "clip": Plan(1_300, 128, 1e-3),
-        "vision": Plan(800, 128, 1e-3),
-        "judge": Plan(3_000, 64, 2e-3),
-        "unet": Plan(5_000, 64, 6e-4),
-    },
-    # More of the generator and of the image tower: `--init` with weights that exist, the rest of them kept.
-    "cpu-continue": {
-        "scenes": 60_000,
-        "pairs": 0.45,
-        "attributes": 0.8,
-        "floor": 0.3,
-        "unet": Plan(15_000, 64, 5e-4),
-        "vision": Plan(1_200, 128, 5e-4),
-    },
-    "cuda-continue": {
-        "scenes": 100_000,
-        "pairs": 0.45,
-        "attributes": 0.8,
-        "floor": 0.3,
-        "unet": Plan(15_000, 256, 5e-4),
-        "vision": Plan(2_000, 512, 5e-4),
-    },
-    "cuda": {
-        "scenes": 100_000,
-        "pairs": 0.45,
-        "attributes": 0.8,
-        "floor": 0.3,
-        "vae": Plan(8_000, 128, 8e-4),
-        "clip": Plan(4_000, 512, 1e-3),
-        "vision": Plan(2_000, 512, 5e-4),
-        "judge": Plan(4_000, 256, 2e-3),
-        "unet": Plan(20_000, 256, 6e-4),
-    },
-    "smoke": {
-        "scenes": 64,
-        "pairs": 0.3,
-        "attributes": 0.6,
-        "floor": 0.3,
-        "vae": Plan(2, 4, 1e-3),
-        "clip": Plan(2, 4, 1e-3),
-        "vision": Plan(2, 4, 1e-3),
-        "judge": Plan(2, 4, 1e-3),
-        "unet": Plan(2, 4, 1e-3),
-    },
-}  # fmt: skip
-
-
-class Trainer:
-    """Work folder, device, seed and plan; one method per stage."""
-
-    def __init__(
-        self, out: Path, *, plan: str, device: str, seed: int, init: Path | None = None, steps: int | None = None
-    ) -> None:
-        self.out = out
-        self.device = torch.device(device)
-        self.seed = seed
-        self.init = init
-        self.plan_name = plan
-        self.plan = dict(PLANS[plan])
-        if steps:
-            self.plan["unet"] = replace(self.plan["unet"], steps=steps)
-        self.world = load_world()
-        out.mkdir(parents=True, exist_ok=True)
-        mine = json.dumps({"plan": plan, "seed": seed, "unet": self.plan["unet"].steps})
-        stamp = out / "run.json"
-        if stamp.exists() and stamp.read_text() != mine:
-            raise ValueError(f"{out} holds a run of {stamp.read_text()}, not {mine}; choose another --out")
-        stamp.write_text(mine)
-        if init is not None:
-            self._unpack(init)
-
-    def _unpack(self, weights: Path) -> None:
+    def unpack(self, weights: Path) -> None:
         """Put shipped weights where the stages before the generator's would have left theirs."""
         from safetensors.torch import load_file
 
@@ -137,83 +49,6 @@ class Trainer:
         if not (self.out / "judge.pt").exists():
             torch.save(load_file(weights / "judge.safetensors"), self.out / "judge.pt")
 
-    # -- shared machinery --------------------------------------------------------------------
-
-    def rng(self, *key: int) -> np.random.Generator:
-        """Randomness that depends on the seed and the key only."""
-        return np.random.default_rng((self.seed, *key))
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """bfloat16 where it pays; the master weights stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    def loop(
-        self,
-        stage: str,
-        net: nn.Module,
-        step_loss: Callable[[int], dict[str, Tensor]],
-        *,
-        ema: nn.Module | None = None,
-        decay: float = 0.998,
-        save_every: float = 120.0,
-    ) -> None:
-        """Minimise `step_loss(step)["loss"]` by AdamW with warm-up and cosine decay; resumable."""
-        plan: Plan = self.plan[stage]
-        state_file = self.out / f"{stage}.state.pt"
-        optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
-        start = 0
-        if state_file.exists():
-            state = torch.load(state_file, map_location=self.device, weights_only=True)
-            net.load_state_dict(state["net"])
-            optimizer.load_state_dict(state["optimizer"])
-            if ema is not None:
-                ema.load_state_dict(state["ema"])
-            start = state["step"]
-
-        def save(step: int) -> None:
-            state = {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
-            if ema is not None:
-                state["ema"] = ema.state_dict()
-            torch.save(state, state_file.with_suffix(".tmp"))
-            os.replace(state_file.with_suffix(".tmp"), state_file)
-
-        warmup = min(200, plan.steps // 10 + 1)
-        saved = time.monotonic()
-        bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, desc=stage, mininterval=5)
-        mean: dict[str, float] = {}
-        for step in bar:
-            scale = min(1.0, (step + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr * scale
-            torch.manual_seed(hash((self.seed, stage_id(stage), step)) % 2**31)
-            losses = step_loss(step)
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            if ema is not None:
-                now = min(decay, (step + 1) / (step + 10))
-                with torch.no_grad():
-                    for old, new in zip(ema.parameters(), net.parameters(), strict=True):
-                        old.lerp_(new, 1 - now)
-            if step % 25 == 0:
-                for key, value in losses.items():
-                    mean[key] = 0.7 * mean.get(key, value.item()) + 0.3 * value.item()
-                bar.set_postfix({k: f"{v:.4f}" for k, v in mean.items()}, refresh=False)
-                if not math.isfinite(mean["loss"]):
-                    raise RuntimeError(f"{stage}: the loss became {mean['loss']} at step {step}")
-            if time.monotonic() - saved > save_every:
-                save(step + 1)
-                saved = time.monotonic()
-        save(plan.steps)
-
-    # -- data ---------------------------------------------------------------------------------
-
-    def scenes(self, offset: int = 0) -> list[Scene]:
-        """The training scenes; another offset gives scenes nobody trained on."""
-        rng = self.rng(1, offset)
-        return [sample_scene(rng, pairs=self.plan["pairs"]) for _ in range(self.plan["scenes"])]
-
     def stage_scenes(self) -> None:
         """Render every training scene once."""
         target = self.out / "scenes.npy"
@@ -225,24 +60,6 @@ class Trainer:
             images[i] = render(scene)
         images.flush()
         os.replace(target.with_suffix(".tmp"), target)
-
-    def images(self) -> np.ndarray:
-        """All rendered scenes, `(n, 64, 64, 3)` uint8, in memory."""
-        return np.load(self.out / "scenes.npy")
-
-    def to_device(self, images: np.ndarray) -> Tensor:
-        """uint8 NHWC to float NCHW in [-1, 1]."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return x.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-    def same_text(self, texts: list[str]) -> Tensor:
-        """`(n, n)` target rows: equal captions in one batch are equally right answers."""
-        numbers = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-        ids = torch.tensor([numbers[t] for t in texts], device=self.device)
-        same = (ids[:, None] == ids[None]).float()
-        return same / same.sum(1, keepdim=True)
-
-    # -- stages -------------------------------------------------------------------------------
 
     def stage_vae(self) -> None:
         """L1 and L2 on pixels, L1 on their gradients, latents of unit scale with a fixed small noise."""
@@ -272,37 +89,11 @@ class Trainer:
         self.loop("vae", vae, step_loss)
         vae.save_pretrained(self.out / "vae")
 
-    def load_vae(self) -> Any:
-        """The trained autoencoder, frozen."""
-        from diffusers import AutoencoderKL
-
-        return AutoencoderKL.from_pretrained(self.out / "vae").to(self.device).eval().requires_grad_(False)
-
-    def tokenizer(self) -> Any:
-        """CLIP's tokenizer, trained once on the world's captions and ordinary words."""
-        from transformers import CLIPTokenizer
-
-        folder = self.out / "tokenizer"
-        if not (folder / "merges.txt").exists():
-            rng = self.rng(3)
-            captions = [caption(sample_scene(rng), rng, held_out=True) for _ in range(6000)]
-            words = (models.HERE / "words.txt").read_text().split()
-            models.build_tokenizer(captions + words * 20, folder)
-        return CLIPTokenizer.from_pretrained(folder)
-
-    def tokenize(self, texts: list[str], length: int = models.TOKENS) -> Tensor:
-        """`(n, length)` token ids, padded with EOS."""
-        ids = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-        return ids.to(self.device)
-
     def stage_clip(self) -> None:
         """Contrastive training of both towers on renders and their captions, all nouns included."""
         images, scenes = self.images(), self.scenes()
-        self._tokenizer = self.tokenizer()
         torch.manual_seed(self.seed)
-        clip = models.build_clip(len(self._tokenizer)).to(self.device)
+        clip = models.build_clip(len(self.tokenizer)).to(self.device)
         plan: Plan = self.plan["clip"]
 
         def step_loss(step: int) -> dict[str, Tensor]:
@@ -312,8 +103,7 @@ class Trainer:
             with self.autocast():
                 out = clip(input_ids=self.tokenize(texts, TRAIN_TOKENS), pixel_values=self.to_device(images[index]))
             logits = out.logits_per_image.float()
-            target = self.same_text(texts)
-            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            loss = self.contrast(logits, texts)
             hit = (logits.argmax(1) == torch.arange(len(index), device=self.device)).float().mean()
             return {"loss": loss, "hit": hit}
 
@@ -330,7 +120,6 @@ class Trainer:
 
         images, scenes = self.images(), self.scenes()
         single = np.array([len(s.objects) == 1 for s in scenes])
-        self._tokenizer = self.tokenizer()
         clip = CLIPModel.from_pretrained(self.out / "clip", dtype=torch.float32).to(self.device).train()
         clip.text_model.requires_grad_(False).eval()
         with torch.no_grad():
@@ -353,8 +142,7 @@ class Trainer:
                 named = F.normalize(clip.text_projection(names[step % len(names)]).float(), dim=1)
             scale = clip.logit_scale.exp().clamp(max=100)
             logits = scale * seen @ told.T
-            target = self.same_text(texts)
-            contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            contrast = self.contrast(logits, texts)
             one = torch.from_numpy(single[index]).to(self.device)
             truth = torch.tensor([scenes[i].objects[0] for i in index], device=self.device)
             classes = scale * seen @ named.T
@@ -425,7 +213,6 @@ class Trainer:
 
         data = torch.load(self.out / "latents.pt", weights_only=True)
         latents = (data["latents"].float() * data["scale"]).to(self.device)
-        self._tokenizer = self.tokenizer()
         text = CLIPTextModel.from_pretrained(self.out / "clip" / "text").to(self.device).eval()
         bank = self._caption_bank(text)
         torch.manual_seed(self.seed)
@@ -484,73 +271,8 @@ class Trainer:
         return bank
 
     def stage_export(self) -> None:
-        """Write the shipped folders in float16, with text-encoder keys that every version loads."""
-        from safetensors.torch import load_file, save_file
-
-        target = self.out / "weights"
-        shutil.rmtree(target, ignore_errors=True)
-        sd = target / "emoji-sd"
-        scale = torch.load(self.out / "latents.pt", weights_only=True)["scale"]
-
-        def half(source: Path, to: Path) -> None:
-            to.mkdir(parents=True)
-            for name in ("config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"):
-                if name.endswith(".json"):
-                    shutil.copy(source / name, to)
-                elif (source / name).exists():
-                    tensors = {k: v.half() if v.is_floating_point() else v for k, v in load_file(source / name).items()}
-                    save_file(tensors, to / name, metadata={"format": "pt"})
-
-        half(self.out / "vae", sd / "vae")
-        config = json.loads((sd / "vae" / "config.json").read_text())
-        config["scaling_factor"] = round(scale, 6)
-        (sd / "vae" / "config.json").write_text(json.dumps(config, indent=2))
-        half(self.out / "unet", sd / "unet")
-        half(self.out / "clip" / "text", sd / "text_encoder")
-        # transformers loads the dtype named here; diffusers loads the rest in float32. They must agree.
-        text_config = json.loads((sd / "text_encoder" / "config.json").read_text())
-        text_config["dtype"] = text_config["torch_dtype"] = "float32"
-        (sd / "text_encoder" / "config.json").write_text(json.dumps(text_config, indent=2))
-        # The text tower is emoji-sd's text encoder; it is shipped once.
-        clip = load_file(self.out / "vision" / "model.safetensors")
-        tower = {k: v.half() if v.is_floating_point() else v for k, v in clip.items() if "text_model." not in k}
-        (target / "emoji-clip").mkdir()
-        save_file(tower, target / "emoji-clip" / models.IMAGE_TOWER, metadata={"format": "pt"})
-        shutil.copy(self.out / "vision" / "config.json", target / "emoji-clip")
-        for folder in (sd / "tokenizer", target / "emoji-clip"):
-            shutil.copytree(self.out / "tokenizer", folder, dirs_exist_ok=True)
-        models.build_scheduler().save_pretrained(sd / "scheduler")
-        index = {
-            "_class_name": "StableDiffusionPipeline",
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        }
-        (sd / "model_index.json").write_text(json.dumps(index, indent=2))
-        judge = torch.load(self.out / "judge.pt", map_location="cpu", weights_only=True)
-        judge = {k: v.half() if v.is_floating_point() else v for k, v in judge.items()}
-        save_file(judge, target / "judge.safetensors")
-        plans = {k: asdict(v) if isinstance(v, Plan) else v for k, v in self.plan.items()}
-        device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-        provenance = {
-            "command": f"python -m erase_sd.emoji.train --plan {self.plan_name} --seed {self.seed}"
-            + (f" --init WEIGHTS --steps {self.plan['unet'].steps}" if self.init else ""),
-            "plan": plans,
-            "seed": self.seed,
-            "hardware": device,
-            "seconds": json.loads((self.out / "seconds.json").read_text()),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        if self.init:
-            provenance["continues"] = json.loads((self.init / "training.json").read_text())
-        (target / "training.json").write_text(json.dumps(provenance, indent=2))
-        print(f"wrote {target}: copy it over {models.WEIGHTS} to ship it")
+        """Write the shipped folders."""
+        export(self)
 
     def run(self, stages: Iterable[str]) -> None:
         """Run stages in order; add each one's seconds to `seconds.json`."""
@@ -562,33 +284,6 @@ class Trainer:
             getattr(self, f"stage_{stage}")()
             seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start)
             clock.write_text(json.dumps(seconds))
-
-
-def stage_id(stage: str) -> int:
-    """A number for a stage, stable between runs (Python's string hash is not)."""
-    return STAGES.index(stage)
-
-
-def save_clip(clip: Any, folder: Path) -> None:
-    """Save both towers as `folder` and the text tower alone as `folder/text`.
-
-    transformers 5.6 dropped the `text_model.` prefix from CLIPTextModel; older versions then load such
-    a file as random weights, while newer ones read both. So the old names are written.
-    """
-    from safetensors.torch import save_file
-
-    text = folder / "text"
-    text.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = clip.config.to_dict()
-    config["architectures"] = ["CLIPModel"]
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
-    tower = {k: v for k, v in state.items() if k.startswith("text_model.")}
-    save_file(tower, text / "model.safetensors", metadata={"format": "pt"})
-    text_config = clip.config.text_config.to_dict()
-    text_config["architectures"] = ["CLIPTextModel"]
-    (text / "config.json").write_text(json.dumps(text_config, indent=2, default=str))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -612,7 +307,10 @@ def main(argv: list[str] | None = None) -> int:
     seed = args.seed
     if seed is None:  # a continuation sees other scenes and other noise
         seed = json.loads((args.init / "training.json").read_text())["seed"] + 1 if args.init else 0
-    Trainer(args.out, plan=plan, device=args.device, seed=seed, init=args.init, steps=args.steps).run(stages)
+    training = Training(args.out, plan=plan, device=args.device, seed=seed, init=args.init, steps=args.steps)
+    if args.init:
+        training.unpack(args.init)
+    training.run(stages)
     return 0
 
 
