@@ -87,7 +87,7 @@ def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
 
 def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
     """`(n, d)`: what the encoder makes of each whole prompt."""
-    return torch.cat([states.meanings for states in encoder.stream(prompts, length=LENGTH)])
+    return torch.cat([states.meanings for states in encoder.stream(prompts, length=1)])
 
 
 def background(encoder: TextEncoder) -> Background:

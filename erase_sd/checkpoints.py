@@ -28,6 +28,7 @@ from erase_sd.files import (
     make_readable,
     overwrite_tensors,
     read_tensors,
+    stream_tensors,
     tensor_names,
 )
 from erase_sd.sites import Architecture, identify
@@ -297,8 +298,7 @@ class SingleFile(Checkpoint):
             ) from error
         towers = []
         for (prefix, scheme), spec in zip(ldm.TEXT_KEYS[self.kind], self.architecture.towers, strict=True):
-            names = [n for n in tensor_names(self.path) if n.startswith(prefix)]
-            state = {n.removeprefix(prefix): t for n, t in read_tensors(self.path, names).items()}
+            state = dict(stream_tensors(self.path, prefix=prefix))
             model = ldm.text_model(state, scheme, spec, eos=tokenizer.eos_token_id).to(device)
             if scheme == "openclip":  # these were trained with padding by "!", id 0
                 tower = LoadedTower(spec, tokenizer, model, pad=0)

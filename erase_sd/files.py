@@ -66,6 +66,37 @@ def tensor_names(path: Path) -> list[str]:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
 
 
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def stream_tensors(path: Path, *, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The float tensors of a safetensors file one after another, without mapping the file into memory.
+
+    A mapping counts as memory for as long as one tensor of it lives; a tensor read here is all there is.
+
+    Args:
+        path: An intact file.
+        prefix: Only names that begin so; it is cut off.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    tensor_names(path)  # the library checks header and ranges
+    with open(path, "rb") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        header = json.loads(f.read(length))
+        for name, about in header.items():
+            if name == "__metadata__" or not name.startswith(prefix) or about["dtype"] not in _FLOATS:
+                continue
+            begin, end = about["data_offsets"]
+            f.seek(8 + length + begin)
+            buffer = bytearray(end - begin)
+            if f.readinto(buffer) != len(buffer):
+                raise ValueError(f"{path} is truncated at {name}")
+            flat = torch.frombuffer(buffer, dtype=_FLOATS[about["dtype"]]) if buffer else torch.zeros(0)
+            yield name.removeprefix(prefix), flat.view(about["shape"])
+
+
 def overwrite_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite tensors of a safetensors file where they lie; same names, dtypes and shapes.
 

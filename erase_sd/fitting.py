@@ -21,7 +21,7 @@ from erase_sd.moments import SecondMoment
 from erase_sd.prompts import clean, neutral
 from erase_sd.robust import harden
 from erase_sd.sites import POOLED, TOKENS
-from erase_sd.text import TextEncoder
+from erase_sd.text import PromptStates, TextEncoder
 
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
 
@@ -100,6 +100,10 @@ class Task:
         prompts = in_contexts(self.forget, self.contexts)
         return self.encoder.moments(prompts, self.tokens, progress="forget prompts")
 
+    @cached_property
+    def _null(self) -> PromptStates:
+        return self.encoder.encode([""])
+
     def problem(self, stream: str = TOKENS, gram: Tensor | None = None) -> Problem:
         """All that a method may see of one stream.
 
@@ -107,7 +111,7 @@ class Task:
             stream: "tokens" or "pooled".
             gram: `Σ WᵀW` of the weights that read it.
         """
-        null = self.encoder.encode([""])
+        null = self._null
         concepts = self.encoder.subjects(self.forget, stream)
         anchors = torch.zeros(0, self.encoder.widths[stream])
         if self.anchor is not None:

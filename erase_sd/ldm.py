@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from erase_sd.sites import Architecture, Tower, by_name
+from erase_sd.text import assemble
 
 UNET = "model.diffusion_model."
 _PER_BLOCK = 3  # two layers and a down- or upsampler, in every published model
@@ -107,7 +107,6 @@ def text_model(state: Mapping[str, Tensor], scheme: str, spec: Tower, *, eos: in
     if scheme == "openclip":
         # Stable Diffusion 2 reads the last layer but one, after the final norm: the last is left out.
         state = _from_openclip(state, drop_last=spec.layer == -1)
-    state = {k: v.float() for k, v in state.items() if "position_ids" not in k}
     try:
         embedding = state["text_model.embeddings.token_embedding.weight"]
         positions = state["text_model.embeddings.position_embedding.weight"]
@@ -129,25 +128,7 @@ def text_model(state: Mapping[str, Tensor], scheme: str, spec: Tower, *, eos: in
         eos_token_id=eos,
     )
     Model = CLIPTextModelWithProjection if spec.pooled == "text_embeds" else CLIPTextModel
-    with torch.device("meta"):
-        model = Model(config)
-    wanted = set(model.state_dict())
-    if not any(k.startswith("text_model.") for k in wanted):  # transformers 5.6 and later
-        state = {k.removeprefix("text_model."): v for k, v in state.items()}
-    missing = sorted(wanted - set(state))
-    if missing:
-        raise ValueError(f"the text encoder in this file lacks {len(missing)} tensors, e.g. {missing[0]}")
-    try:
-        model.load_state_dict({k: state[k] for k in wanted}, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the text encoder in this file is misshapen: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    for module in model.modules():  # position ids are no weights and were left on the meta device
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
-    return model.eval()
+    return assemble(Model, config, state.items())
 
 
 _OPENCLIP = (

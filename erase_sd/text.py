@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from erase_sd.files import stream_tensors
 from erase_sd.moments import SecondMoment
 from erase_sd.sites import POOLED, TOKENS, Architecture, Tower, by_name, identify
 
 logger = logging.getLogger("erase_sd")
+
+_BATCH_ELEMENTS = 1 << 18  # token features in one batch
 
 TOKEN_RULES: dict[str, str] = {
     "all-but-bos": "every position but the first: words, EOS and padding (of T5: words and EOS)",
@@ -113,6 +116,42 @@ def _widen(states: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(states, (0, width - states.shape[-1]))
 
 
+def assemble(Model: Any, config: Any, tensors: Iterable[tuple[str, Tensor]]) -> Any:
+    """A CLIP text model around given tensors, float32, in eval mode.
+
+    Built without initialising a weight and filled tensor by tensor, so the peak of memory is the model.
+
+    Args:
+        Model: `CLIPTextModel` or `CLIPTextModelWithProjection`.
+        config: Its configuration.
+        tensors: Names, with or without `text_model.`, and values of any float dtype.
+
+    Raises:
+        ValueError: If tensors are missing or misshapen.
+    """
+    with torch.device("meta"):
+        model = Model(config)
+    # transformers 5.6 dropped the prefix from one of the two classes; files have it, or not.
+    wanted = {name.removeprefix("text_model."): name for name in model.state_dict()}
+    state = {}
+    for name, value in tensors:
+        if full := wanted.get(name.removeprefix("text_model.")):
+            # The largest table stays as it is: looked-up rows are widened when positions are added to them.
+            state[full] = value if full.endswith("token_embedding.weight") else value.float()
+    missing = sorted(set(wanted.values()) - set(state))
+    if missing:
+        raise ValueError(f"the text encoder lacks {len(missing)} tensors, e.g. {missing[0]}")
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the text encoder is misshapen: {str(error).splitlines()[-1].strip()}") from error
+    for module in model.modules():  # position ids are no weights and were left on the meta device
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
+    return model.requires_grad_(False).eval()
+
+
 class LoadedTower:
     """A text encoder with its tokenizer, read the way its architecture does."""
 
@@ -129,22 +168,31 @@ class LoadedTower:
     @classmethod
     def from_folder(cls, folder: Path, spec: Tower, variant: str) -> LoadedTower:
         """Load `tokenizer{suffix}/` and `text_encoder{suffix}/` in float32."""
-        from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+        from transformers import (
+            AutoTokenizer,
+            CLIPTextConfig,
+            CLIPTextModel,
+            CLIPTextModelWithProjection,
+            CLIPTokenizer,
+            T5EncoderModel,
+        )
 
-        if spec.kind == "t5":
-            from transformers import T5EncoderModel as Model
-        else:
-            Model = CLIPTextModelWithProjection if spec.pooled == "text_embeds" else CLIPTextModel
         where = folder / f"text_encoder{spec.suffix}"
         if not where.is_dir():
             raise ValueError(f"{folder} has no {where.name}/, which this architecture reads")
         Tokenizer = AutoTokenizer if spec.kind == "t5" else CLIPTokenizer
         tokenizer = Tokenizer.from_pretrained(folder / f"tokenizer{spec.suffix}", local_files_only=True)
-        has_variant = bool(variant) and any(where.glob(f"*.{variant}*.safetensors*"))
+        middle = f".{variant}" if variant and any(where.glob(f"*.{variant}*.safetensors*")) else ""
+        file = where / f"model{middle}.safetensors"
+        if spec.kind == "clip" and file.is_file():
+            Model = CLIPTextModelWithProjection if spec.pooled == "text_embeds" else CLIPTextModel
+            config = CLIPTextConfig.from_pretrained(where, local_files_only=True)
+            return cls(spec, tokenizer, assemble(Model, config, stream_tensors(file)))
+        Model = T5EncoderModel if spec.kind == "t5" else CLIPTextModel
         model = Model.from_pretrained(
             where,
             dtype=torch.float32,
-            variant=variant if has_variant else None,
+            variant=middle[1:] or None,
             use_safetensors=True,
             local_files_only=True,
         )
@@ -265,7 +313,8 @@ class TextEncoder:
                 for name, value in sorted(tower.model.state_dict().items()):
                     if value.is_floating_point():
                         digest.update(f"{name.removeprefix('text_model.')}{tuple(value.shape)}".encode())
-                        digest.update(value.detach().half().cpu().contiguous().numpy().tobytes())
+                        for chunk in value.detach().flatten().split(1 << 22):  # not the whole table twice over
+                            digest.update(chunk.half().cpu().numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -292,9 +341,12 @@ class TextEncoder:
         return PromptStates(tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut)
 
     def stream(
-        self, prompts: Sequence[str], *, batch: int = 64, length: int | None = None, progress: str | None = None
+        self, prompts: Sequence[str], *, length: int | None = None, progress: str | None = None
     ) -> Iterator[PromptStates]:
         """Encode in batches, so that memory does not grow with the list; warns of cut prompts once."""
+        # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its weights.
+        positions = max(min(length or t.length, t.length) if t.spec.kind == "clip" else t.length for t in self.towers)
+        batch = max(1, min(64, _BATCH_ELEMENTS // (max(positions, 8) * self.width)))
         starts: Any = range(0, len(prompts), batch)
         if progress and len(prompts) > 4 * batch:
             starts = tqdm(starts, desc=progress, unit="batch")
@@ -324,5 +376,6 @@ class TextEncoder:
     def subjects(self, prompts: Sequence[str], stream: str = TOKENS) -> Tensor:
         """`(n s, d)` float64: each prompt's last own token in each of `s` segments, or its pooled vector."""
         rows = [torch.zeros(0, self.widths[stream])]
-        rows += [s.rows("last-subject", stream) for s in self.stream(prompts)]
+        # The subject stands before the padding, and a causal encoder's states do not look ahead.
+        rows += [s.rows("last-subject", stream) for s in self.stream(prompts, length=1)]
         return torch.cat(rows).double()

@@ -23,8 +23,8 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _ATTENTION = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 
-def _clip(width: int, layers: int, *, small: bool, act: str, projection: int = 0) -> dict[str, Any]:
-    width, layers = (width // 10 // 64 * 64 or 64, 2) if small else (width, layers)  # bigG stays the wider one
+def _clip(width: int, layers: int, *, small: int, act: str, projection: int = 0) -> dict[str, Any]:
+    width, layers = (small, 2) if small else (width, layers)
     vocab = len(json.loads((TOKENIZER / "vocab.json").read_text())) if small else 49408
     return dict(
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=width // 64,
@@ -39,8 +39,8 @@ def configs(kind: str, *, small: bool = False) -> dict[str, dict[str, Any]]:
     cross, down, up, last = _ATTENTION[0], _ATTENTION[1], _ATTENTION[2], _ATTENTION[3]
     if kind == "sdxl":
         text = {
-            "text_encoder": _clip(768, 12, small=small, act="quick_gelu"),
-            "text_encoder_2": _clip(1280, 32, small=small, act="gelu", projection=1280),
+            "text_encoder": _clip(768, 12, small=64 * small, act="quick_gelu"),
+            "text_encoder_2": _clip(1280, 32, small=128 * small, act="gelu", projection=1280),
         }
         width, pooled = (192, 128) if small else (2048, 1280)
         unet = dict(
@@ -59,8 +59,8 @@ def configs(kind: str, *, small: bool = False) -> dict[str, dict[str, Any]]:
     else:
         two = kind == "sd2"
         size, act = ((1024, 23), "gelu") if two else ((768, 12), "quick_gelu")
-        text = {"text_encoder": _clip(*size, small=small, act=act)}
-        width = 64 if small else 1024 if two else 768
+        text = {"text_encoder": _clip(*size, small=128 * small, act=act)}
+        width = 128 if small else 1024 if two else 768
         unet = dict(
             block_out_channels=(32, 64, 64, 64) if small else (320, 640, 1280, 1280),
             down_block_types=(cross, cross, cross, down),
