@@ -1,6 +1,9 @@
 """Architectures and file layouts of real models, at reduced width and random weights."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -198,6 +201,45 @@ def test_folders_of_every_dtype_variant_and_sharding(tmp_path, dtype, shards, ca
         assert (tmp_path / "back" / "unet" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_hub_id_comes_from_the_cache(tmp_path):
+    """Offline, a cached snapshot is used as it is; what is not cached is one line, at once."""
+    commit = "a" * 40
+    cache = tmp_path / "hf" / "hub" / "models--someone--tiny"
+    snapshot = write_folder(cache / "snapshots" / commit, "sd1", small=True)
+    weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    blob = cache / "blobs" / "b"
+    blob.parent.mkdir()
+    weights.rename(blob)  # as the cache keeps files: a link to a blob
+    weights.symlink_to("../../../blobs/b")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    before = blob.read_bytes()
+
+    def run(*args):
+        command = [
+            sys.executable,
+            "-m",
+            "erase_sd.cli.main",
+            "erase",
+            "--forget",
+            "cat",
+            "--rank",
+            "1",
+            "--images",
+            "0",
+        ]
+        env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=200)
+
+    assert run("--model", "someone/tiny", "--out", str(tmp_path / "out")).returncode == 0
+    copy = tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert not copy.is_symlink() and copy.read_bytes() != before == blob.read_bytes()
+    for args in (["--model", "someone/absent"], ["--model", "someone/tiny", "--revision", "dev"]):
+        done = run(*args, "--out", str(tmp_path / "no"))
+        assert done.returncode == 2 and "cannot be had" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "no").exists()
+
+
 def test_an_index_that_points_elsewhere_is_refused(tmp_path):
     base = write_folder(tmp_path / "m", "sd1", small=True, shards=2)
     index = base / "unet" / "diffusion_pytorch_model.safetensors.index.json"
@@ -232,7 +274,6 @@ class Bomb:
 
 
 def test_a_pickle_that_runs_code_does_not(tmp_path, capsys):
-    import os
     import pickle
 
     file = tmp_path / "model.ckpt"

@@ -122,14 +122,16 @@ def model_path(name: str, *, variant: str = "", revision: str | None = None) -> 
 
 def _download(name: str, variant: str, revision: str | None) -> Path:
     """A Hub model's folder in the cache; only what diffusers itself would load."""
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
 
+    diffusers_logging.set_verbosity_error()
     try:
         return Path(DiffusionPipeline.download(name, variant=variant or None, revision=revision, use_safetensors=True))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"no folder {name} here, and as a Hub id it cannot be had: {reason}") from error
+        reason = re.split(r"[.(]\s", str(error).strip() or type(error).__name__, maxsplit=1)[0].strip()
+        at = f" at revision {revision}" if revision else ""
+        raise ValueError(f"no folder {name} here, and as a Hub id{at} it cannot be had: {reason}") from error
 
 
 def is_embedded(path: Path) -> bool:
