@@ -191,6 +191,21 @@ class Erasure:
             new[name] = edits[stream].weight(weights[name], partial=stream != TOKENS)
         return new
 
+    def rounding(self, weights: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> float:
+        """What the cast to the weights' dtype loses of the edit: the worst tensor's `‖W' − W T‖ / ‖W T − W‖`.
+
+        Args:
+            weights: Base tensors by name.
+            changed: What `weights` made of them.
+        """
+        exact = self.weights({n: w.double() for n, w in weights.items()}, allow_other_base=True)
+        worst = 0.0
+        for name, new in changed.items():
+            edit = float((exact[name] - weights[name].double()).norm())
+            if edit > 0:
+                worst = max(worst, float((new.double() - exact[name]).norm()) / edit)
+        return worst
+
     # -- file ---------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:

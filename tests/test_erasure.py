@@ -196,3 +196,13 @@ class TestFit:
         edit = fit(encoder, ["cat"], method="uce", toward="dog", weights=weights, ridge=1e-8, preserve_scale=0.0).edit
         cat, dog = encoder.subjects(["cat", "dog"])
         assert (edit.features(cat) - dog).norm() < 1e-3 * dog.norm()
+
+
+def test_rounding_is_what_the_cast_loses(cat, weights):
+    exact = {n: w.double() for n, w in weights.items()}
+    assert cat.rounding(exact, cat.weights(exact, allow_other_base=True)) < 1e-12
+    lost = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        base = {n: w.to(dtype) for n, w in weights.items()}
+        lost[dtype] = cat.rounding(base, cat.weights(base, allow_other_base=True))
+    assert lost[torch.float32] < 1e-5 < lost[torch.float16] < lost[torch.bfloat16] < 0.2

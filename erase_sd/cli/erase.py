@@ -108,11 +108,18 @@ def run(argv: list[str]) -> int:
     changed = erasure.weights(weights, allow_other_base=True)  # its own base, just read
     solved = time.perf_counter()
     part = erasure.parts[0]
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     report: dict[str, Any] = {
         "command": shlex.join(["erase-concept", "erase", *argv]),
         "model": str(args.model),
         "out": None if args.dry_run else str(out),
-        "edited": {"tensors": len(changed), "rank": erasure.rank, "width": encoder.width},
+        "edited": {
+            "tensors": len(changed),
+            "rank": erasure.rank,
+            "width": encoder.width,
+            "dtype": dtype,
+            "lost to rounding": erasure.rounding(weights, changed),
+        },
         "seconds": {"load": round(loaded - start, 2), "solve_and_edit": round(solved - loaded, 2)},
         "erasure": {k: v for k, v in erasure.describe().items() if k != "base"},
     }
@@ -120,6 +127,7 @@ def run(argv: list[str]) -> int:
         f"{solved - loaded:.2f} s ({args.method})")  # fmt: skip
     for line in certificate_lines(part.certificate):
         say("  " + line)
+    say(f"  casting to {dtype} loses {report['edited']['lost to rounding']:.2%} of the edit")
     images = args.images if args.images is not None else (8 if is_embedded(model.path) else 0)
     sheet = None
     if images and not args.dry_run:
