@@ -36,6 +36,15 @@ def tensor_hash(tensor: Tensor) -> str:
     return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + data.tobytes()).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as f:
+        digest = hashlib.sha256()
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Load some tensors of a safetensors file by byte range.
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "remove": "take concepts out of an erasure file again",
     "export": "write an erasure as a PEFT or kohya LoRA",
     "verify": "check an erasure file or an erased checkpoint",
+    "eval": "run, compare and report evaluations by protocol",
     "generate": "images from a model, with or without an erasure",
     "prompts": "list or show prompt sets",
     "methods": "list the methods, their options and sources",

@@ -58,13 +58,25 @@ def _judge() -> Judge:
     return load_judge()
 
 
+def _pixels(images: Sequence[Image.Image]) -> Tensor:
+    chunk = [i.convert("RGB").resize((SIZE, SIZE)) for i in images]
+    x = torch.from_numpy(np.stack([np.asarray(i) for i in chunk])).permute(0, 3, 1, 2).float()
+    return x / 127.5 - 1
+
+
+@torch.no_grad()
+def embed(images: Sequence[Image.Image], *, batch: int = 128) -> np.ndarray:
+    """`(n, features)` of RGB images: what the judge's verdicts are made of."""
+    return np.concatenate(
+        [_judge().embed(_pixels(images[i : i + batch])).numpy() for i in range(0, len(images), batch)]
+    )
+
+
 @torch.no_grad()
 def judge(images: Sequence[Image.Image], *, batch: int = 128) -> Verdicts:
     """Ask the judge about RGB images; other sizes than 64 px are resized."""
     rows = []
     for start in range(0, len(images), batch):
-        chunk = [i.convert("RGB").resize((SIZE, SIZE)) for i in images[start : start + batch]]
-        x = torch.from_numpy(np.stack([np.asarray(i) for i in chunk])).permute(0, 3, 1, 2).float()
-        rows.append(_judge()(x / 127.5 - 1))
+        rows.append(_judge()(_pixels(images[start : start + batch])))
     o, a, b = (torch.cat(t) for t in zip(*rows, strict=True))
     return Verdicts(o, a, b)

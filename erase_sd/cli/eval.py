@@ -1,0 +1,250 @@
+"""`erase-concept eval`: protocols, runs, comparisons, reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from erase_sd.cli.common import add_model, load_pipeline, open_model, parser, print_json, quiet_libraries
+from erase_sd.methods import DEFAULT, METHODS
+
+EXAMPLES = """  erase-concept eval list
+  erase-concept eval run emoji-objects --method rayleigh --method uce --method unlink --out results/objects
+  erase-concept eval run i2p-nudity --model ./sd14 --erasure nudity.safetensors --out results/nudity
+  erase-concept eval run imagenette-classwise --model ./sd14 --method rayleigh --limit 10 --out try
+  accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --method rayleigh --out results/nudity
+  erase-concept eval compare results/objects results/other
+  erase-concept eval report results/objects --out objects.html
+
+A run that was interrupted goes on where it stopped when the same command is given again. The original model is
+always drawn as well. Results with different protocol hashes are not comparable, and `compare` refuses them."""
+
+
+def run(argv: list[str]) -> int:
+    """Dispatch to list, run, compare or report."""
+    actions: dict[str, Callable[[list[str]], int]] = {
+        "list": _list, "show": _show, "run": _run, "compare": _compare, "report": _report,
+    }  # fmt: skip
+    if not argv or argv[0] in ("-h", "--help"):
+        parser("eval", f"Actions: {', '.join(actions)}.", EXAMPLES).print_help()
+        return 0 if argv else 2
+    if argv[0] not in actions:
+        raise ValueError(f"no action {argv[0]!r}; there are {', '.join(actions)}")
+    return actions[argv[0]](argv[1:])
+
+
+def _list(argv: list[str]) -> int:
+    p = parser("eval list", "The protocols in this package.", "  erase-concept eval list --json")
+    p.add_argument("--json", action="store_true")
+    args = p.parse_args(argv)
+    from erase_sd.eval.protocol import available
+
+    found = available()
+    if args.json:
+        print_json(found)
+    else:
+        for name, summary in found.items():
+            print(f"{name:<22}{summary}")
+    return 0
+
+
+def _add_protocol(p: Any) -> None:
+    p.add_argument("protocol", help="name (see `eval list`) or a YAML file")
+    p.add_argument("--data", type=Path, metavar="CSV", help="the protocol's prompts, if they are not within reach")
+    p.add_argument("--limit", type=int, help="only so many rows of every group and role (another hash)")
+    p.add_argument("--steps", type=int, help="denoising steps instead of the protocol's (another hash)")
+    p.add_argument("--batch", type=int, help="images at once instead of the protocol's (another hash)")
+
+
+def _protocol(args: Any) -> Any:
+    from erase_sd.eval.protocol import load_protocol
+
+    overrides = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k) is not None}
+    if any(v < 1 for v in overrides.values()) or (args.limit is not None and args.limit < 1):
+        raise ValueError("expected --steps, --batch and --limit of at least 1")
+    protocol = load_protocol(args.protocol, data=args.data, overrides=overrides)
+    return protocol.limited(args.limit) if args.limit else protocol
+
+
+def _show(argv: list[str]) -> int:
+    p = parser("eval show", "A protocol with its hash and first rows.", "  erase-concept eval show emoji-objects")
+    _add_protocol(p)
+    p.add_argument("--json", action="store_true")
+    args = p.parse_args(argv)
+    quiet_libraries()
+    protocol = _protocol(args)
+    about = protocol.describe()
+    if args.json:
+        print_json(about)
+        return 0
+    print(f"{protocol.name}: {protocol.summary}\nfrom {protocol.source}\n")
+    for key, value in about.items():
+        print(f"{key:<16}{value if not isinstance(value, dict) else json.dumps(value)}")
+    for row in protocol.rows[:5]:
+        print(f"  {row.id}  {row.role:<7} seed {row.seed:<7} {row.prompt}")
+    return 0
+
+
+def _run(argv: list[str]) -> int:
+    p = parser("eval run", "Draw, judge, measure; resumable; many processes by `accelerate launch`.", EXAMPLES)
+    _add_protocol(p)
+    add_model(p)
+    p.add_argument("--erasure", action="append", type=Path, default=[], help="erasure file to evaluate; repeatable")
+    p.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        choices=METHODS,
+        help="erase each of the protocol's concepts by this method, at its defaults; repeatable",
+    )
+    p.add_argument("--robust", action="store_true", help=f"also the default method ({DEFAULT}) in robust mode")
+    p.add_argument("--also", action="append", type=Path, default=[], help="another checkpoint folder; repeatable")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, mps; under accelerate launch each process has its own")
+    p.add_argument("--out", type=Path, required=True, help="folder of the run (resumed if it exists)")
+    p.add_argument("--dry-run", action="store_true", help="say what would be drawn")
+    p.add_argument("--json", action="store_true", help="the results on stdout")
+    args = p.parse_args(argv)
+    quiet_libraries()
+    from accelerate import PartialState
+
+    from erase_sd.eval.runner import batches, draw, measure, start_run
+
+    state = PartialState(cpu=args.device == "cpu")
+    protocol = _protocol(args)
+    variants, pipeline = _variants(args, protocol, str(state.device) if args.device == "cuda" else args.device)
+    if args.dry_run:
+        images = len(protocol.rows) * len(variants)
+        print(f"{protocol.name} {protocol.hash}: {images} images of {len(variants)} variants, {len(batches(protocol))} "
+              f"batches each: {', '.join(v.name for v in variants)}")  # fmt: skip
+        return 0
+    if state.is_main_process:
+        start_run(protocol, variants, args.out)
+    state.wait_for_everyone()
+    draw(protocol, variants, pipeline, args.out, process=state.process_index, processes=state.num_processes)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        result = measure(protocol, variants, args.out)
+        if args.json:
+            print_json(result)
+        else:
+            from erase_sd.eval.report import table
+
+            print("\n".join(table([result])))
+            print(f"\nresults  {args.out / 'results.json'}")
+    return 0
+
+
+def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callable[[str], Any]]:
+    """The original, and everything that was asked for beside it."""
+    from erase_sd.erasure import Erasure
+    from erase_sd.eval.runner import ORIGINAL, Variant
+    from erase_sd.files import file_hash, tensor_hash
+    from erase_sd.prompts import read_prompts
+
+    base = open_model(args)
+    weights, encoder = base.weights(), cache(lambda: base.encoder())
+
+    identity = {"model": str(args.model), "weights": tensor_hash(next(iter(weights.values())))[:16]}
+    variants = [Variant(ORIGINAL, "", identity)]
+    for path in args.erasure:
+        erasure = Erasure.load(path)
+        erasure.check_base(weights)
+        about = identity | {"erasure": path.name, "sha256": file_hash(path), "concepts": list(erasure.names)}
+        variants.append(Variant(path.stem, "", about, partial(_same, erasure)))
+    wanted: list[tuple[str, dict[str, Any]]] = [(m, {}) for m in args.method]
+    if args.robust:
+        wanted.append((DEFAULT, {"robust": True}))
+    for method, options in wanted:
+        missing = [g for g in protocol.groups if g not in protocol.forget]
+        if missing:
+            raise ValueError(
+                f"the protocol names nothing to forget for {missing[0]!r}; give --erasure instead of --method"
+            )
+
+        @cache
+        def made(group: str, method: str = method, robust: bool = bool(options)) -> Erasure:
+            from erase_sd.fitting import fit
+
+            forget = read_prompts(list(protocol.forget[group]), what="forget")
+            own = {n: weights[n] for n in base.sites(kinds=METHODS[method].kinds)}
+            return fit(encoder(), forget, method=method, name=group, weights=own, robust=robust)
+
+        name = method + ("-robust" if options else "")
+        about = identity | {"method": method, "options": METHODS[method].options | options}
+        variants.append(Variant(name, "", about, made))
+    for path in args.also:
+        variants.append(Variant(path.name, str(path), {"model": str(path)}))
+    names = [v.name for v in variants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two variants of one name in {', '.join(names)}; rename a file")
+
+    @cache
+    def pipeline(where: str) -> Any:
+        pipe = load_pipeline(Path(where) if where else base, variant=args.variant, device=device)
+        if protocol.generation.scheduler:
+            import diffusers
+
+            kind = getattr(diffusers, protocol.generation.scheduler, None)
+            if kind is None:
+                raise ValueError(f"diffusers has no scheduler {protocol.generation.scheduler}")
+            pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        return pipe
+
+    return variants, pipeline
+
+
+def _same(erasure: Any, group: str) -> Any:
+    """One erasure for every group."""
+    return erasure
+
+
+def _results(path: Path) -> dict[str, Any]:
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        value["protocol"]["hash"], value["variants"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no results of `eval run`") from error
+    return value
+
+
+def _compare(argv: list[str]) -> int:
+    p = parser("eval compare", "Results side by side, if they are comparable.", EXAMPLES)
+    p.add_argument("results", nargs="+", type=Path, help="folders of runs, or their results.json")
+    p.add_argument("--anyway", action="store_true", help="although the protocols differ; the output says so")
+    p.add_argument("--json", action="store_true")
+    args = p.parse_args(argv)
+    from erase_sd.eval.report import table
+
+    results = [_results(r) for r in args.results]
+    hashes = {r["protocol"]["hash"] for r in results}
+    if len(hashes) > 1 and not args.anyway:
+        told = ", ".join(f"{r['protocol']['name']} {r['protocol']['hash']}" for r in results)
+        raise ValueError(f"these numbers are not comparable: {told}; --anyway shows them all the same")
+    if args.json:
+        print_json({"comparable": len(hashes) == 1, "results": results})
+    else:
+        if len(hashes) > 1:
+            print("NOT COMPARABLE: the protocols differ\n")
+        print("\n".join(table(results)))
+    return 0
+
+
+def _report(argv: list[str]) -> int:
+    p = parser("eval report", "One self-contained HTML page of a run.", EXAMPLES)
+    p.add_argument("run", type=Path, help="folder of a run")
+    p.add_argument("--out", type=Path, help="page to write (default: RUN/report.html)")
+    p.add_argument("--force", action="store_true", help="replace --out if it exists")
+    args = p.parse_args(argv)
+    from erase_sd.eval.report import page
+    from erase_sd.files import atomic_path
+
+    out = args.out or args.run / "report.html"
+    text = page(_results(args.run), args.run)
+    with atomic_path(out, force=args.force or args.out is None) as draft:
+        draft.write_text(text, encoding="utf-8")
+    print(f"wrote {out}")
+    return 0

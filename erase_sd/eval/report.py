@@ -1,0 +1,179 @@
+"""Results for people: a table for the terminal, a self-contained page for the browser."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+_SHOWN = 200  # rows of the drill-down; the manifest has all
+
+
+def cells(numbers: dict[str, Any]) -> dict[str, str]:
+    """One variant's numbers as short texts, by column."""
+    found: dict[str, str] = {}
+    for name in ("UA", "RA"):
+        if name in numbers.get("accuracy", {}):
+            found[f"{name} %"] = _percent(numbers["accuracy"][name])
+    if "counts" in numbers:
+        found["found"] = str(numbers["counts"]["total"])
+        found["images with any"] = str(numbers["counts"]["images with any"])
+        if numbers["counts"].get("decrease") is not None:
+            found["decrease %"] = f"{100 * numbers['counts']['decrease']:.1f}"
+    if "clip score" in numbers:
+        found["CLIP score"] = f"{numbers['clip score']['mean']:.2f}"
+    if "retain" in numbers.get("drift", {}):
+        found["drift of retained %"] = f"{100 * numbers['drift']['retain']['mean']:.2f}"
+    for name in ("frechet", "kid", "cmmd"):
+        if f"{name} to the original" in numbers:
+            found[f"{name} to original"] = f"{numbers[f'{name} to the original']['value']:.4g}"
+    return found
+
+
+def _percent(interval: dict[str, float]) -> str:
+    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown table of all variants of some results; brackets are 95 % bootstrap intervals."""
+    rows = []
+    for result in results:
+        for name, numbers in result["variants"].items():
+            rows.append((result["protocol"], name, cells(numbers)))
+    columns = list(dict.fromkeys(c for _, _, found in rows for c in found))
+    many = len(results) > 1
+    head = (["protocol"] if many else []) + ["variant", *columns]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for protocol, name, found in rows:
+        first = [f"{protocol['name']} {protocol['hash']}"] if many else []
+        lines.append("| " + " | ".join([*first, name, *(found.get(c, "-") for c in columns)]) + " |")
+    if not many:
+        lines.append(f"\nprotocol {results[0]['protocol']['name']}, hash {results[0]['protocol']['hash']}")
+    return lines
+
+
+def _picture(path: Path, size: int = 96) -> str:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+        if small.width > 2 * size:
+            small.thumbnail((2 * size, 2 * size))
+        buffer = io.BytesIO()
+        small.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img width="{size}" height="{size}" alt="" src="data:image/png;base64,{data}">'
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
+table { border-collapse: collapse; margin: 1em 0 } th, td { border-bottom: 1px solid #ccc; padding: .3em .7em;
+text-align: left } th { background: #f3f3f3 } td.bad { background: #fde0e0 } td.good { background: #e2f3e2 }
+img { image-rendering: pixelated; display: block } code { background: #f3f3f3; padding: 0 .3em }
+@media (prefers-color-scheme: dark) { body { background: #161616; color: #ddd } th, code { background: #2a2a2a }
+td.bad { background: #512 } td.good { background: #143 } th, td { border-color: #444 } }
+"""
+
+
+def page(result: dict[str, Any], run: Path) -> str:
+    """A page with tables, a plot, and every prompt beside its pictures before and after; no external request.
+
+    Args:
+        result: Contents of `results.json`.
+        run: The run's folder, for manifests and images.
+
+    Raises:
+        ValueError: If the run's images are gone.
+    """
+    protocol = result["protocol"]
+    names = list(result["variants"])
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>{html.escape(protocol['name'])}</title><style>{STYLE}</style>",
+        f"<h1>{html.escape(protocol['name'])}</h1>",
+        f"<p>{protocol['rows']} images for each variant; protocol hash <code>{protocol['hash']}</code>. Numbers with "
+        "another hash are not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
+        _html_table(result),
+        _plot(result),
+        "<h2>By concept</h2>",
+        _groups(result),
+        "<h2>Every prompt</h2>",
+    ]
+    manifests = {}
+    for name in names:
+        path = run / name / "manifest.jsonl"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the report needs the run's images")
+        manifests[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = manifests[names[0]]
+    shown = rows if len(rows) <= _SHOWN else rows[:: -(-len(rows) // _SHOWN)]
+    if len(shown) < len(rows):
+        parts.append(f"<p>{len(shown)} of {len(rows)}, evenly spread; the manifests list all.</p>")
+    parts.append("<table><tr><th>prompt<th>role<th>seed" + "".join(f"<th>{html.escape(n)}" for n in names))
+    by_id = {n: {e["id"]: e for e in m} for n, m in manifests.items()}
+    for row in shown:
+        parts.append(
+            f"<tr><td>{html.escape(row['prompt'])}<td>{row['role']}: {html.escape(row['group'])}<td>{row['seed']}"
+        )
+        for n in names:
+            parts.append("<td>" + _picture(run / n / by_id[n][row["id"]]["file"]))
+    parts.append("</table><h2>How</h2><pre>" + html.escape(json.dumps(protocol, indent=1)) + "</pre>")
+    for name in names:
+        about = json.dumps(result["variants"][name]["about"], indent=1)
+        parts.append(f"<h3>{html.escape(name)}</h3><pre>{html.escape(about)}</pre>")
+    return "\n".join(parts) + "</html>\n"
+
+
+def _html_table(result: dict[str, Any]) -> str:
+    found = {n: cells(v) for n, v in result["variants"].items()}
+    columns = list(dict.fromkeys(c for f in found.values() for c in f))
+    head = "".join(f"<th>{html.escape(c)}" for c in columns)
+    body = "".join(
+        f"<tr><th>{html.escape(n)}" + "".join(f"<td>{html.escape(f.get(c, '-'))}" for c in columns)
+        for n, f in found.items()
+    )
+    return f"<table><tr><th>variant{head}{body}</table>"
+
+
+def _groups(result: dict[str, Any]) -> str:
+    """UA and RA of every concept under every variant."""
+    variants = {n: v["accuracy"]["groups"] for n, v in result["variants"].items() if "accuracy" in v}
+    if not variants:
+        return "<p>No accuracy in this protocol.</p>"
+    groups = list(next(iter(variants.values())))
+    lines = ["<table><tr><th>concept" + "".join(f"<th>{html.escape(n)} UA<th>RA" for n in variants)]
+    for group in groups:
+        lines.append(f"<tr><th>{html.escape(group)}")
+        for found in variants.values():
+            for name in ("UA", "RA"):
+                value = found.get(group, {}).get(name)
+                kind = "" if value is None else "good" if value >= 0.9 else "bad" if value < 0.7 else ""
+                lines.append(f'<td class="{kind}">' + ("-" if value is None else f"{100 * value:.0f}"))
+    return "".join(lines) + "</table>"
+
+
+def _plot(result: dict[str, Any]) -> str:
+    """Forgotten against retained, as inline SVG."""
+    points = [
+        (n, v["accuracy"]["UA"]["mean"], v["accuracy"]["RA"]["mean"])
+        for n, v in result["variants"].items()
+        if "UA" in v.get("accuracy", {}) and "RA" in v["accuracy"]
+    ]
+    if not points:
+        return ""
+    dots = ""
+    for name, ua, ra in points:
+        x, y = round(60 + 320 * ra), round(340 - 300 * ua)
+        dots += f'<circle cx="{x}" cy="{y}" r="5" fill="#b00020"/>'
+        dots += f'<text x="{x + 8}" y="{y + 4}" font-size="12" fill="currentColor">{html.escape(name)}</text>'
+    return (
+        '<svg viewBox="0 0 520 390" width="520" role="img" aria-label="forgotten against retained">'
+        '<rect x="60" y="40" width="320" height="300" fill="none" stroke="currentColor"/>'
+        '<text x="150" y="375" fill="currentColor">retained (RA), 0 to 1</text>'
+        '<text x="20" y="260" transform="rotate(-90 20 260)" fill="currentColor">forgotten (UA), 0 to 1</text>'
+        f"{dots}</svg>"
+    )
