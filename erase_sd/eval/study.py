@@ -27,8 +27,8 @@ from erase_sd.erasure import Erasure, combine, weight_grams
 from erase_sd.eval.attack import prompt_attack
 from erase_sd.eval.judge import _judge, judge
 from erase_sd.eval.study_report import frechet, summary, write
-from erase_sd.fitting import fit
-from erase_sd.methods import DEFAULT
+from erase_sd.fitting import NEAR, fit
+from erase_sd.methods import DEFAULT, METHODS
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text import TextEncoder
 
@@ -191,7 +191,6 @@ class Study:
         retain = list(t.retain) if method != "unlink" else []
         if options.pop("kept", None) == "vocabulary":
             from erase_sd.background import background, meanings
-            from erase_sd.fitting import NEAR
 
             ordinary = background(self.encoder)
             near = set(ordinary.near(meanings(self.encoder, list(t.forget)), NEAR))
@@ -250,7 +249,7 @@ class Study:
         self, phase: str, method: str, setting: dict[str, Any], t: Target, roles: Sequence[str], seeds: int
     ) -> dict[str, Any]:
         """Everything about one edit, from the journal if it is there."""
-        key = json.dumps([phase, method, setting, t.kind, t.name, seeds, STEPS], sort_keys=True)
+        key = self._key(phase, method, setting, t, seeds)
         if key in self.done:
             return self.done[key]
         erasure = self.make(method, setting, t)
@@ -280,6 +279,13 @@ class Study:
         entry["frechet"] = frechet(np.concatenate(old), np.concatenate(new))
         return self._note(key, entry)
 
+    def _key(self, phase: str, method: str, setting: dict[str, Any] | None, t: Target, count: int) -> str:
+        """Names a measurement; a method whose defaults change is measured again."""
+        spec = METHODS.get(method)
+        defaults = [spec.options, spec.tokens, spec.contexts, spec.retain] if spec else []
+        told = [phase, method, setting, defaults, NEAR, t.kind, t.name, t.probes, t.synonyms, count, STEPS]
+        return json.dumps(told, sort_keys=True)
+
     def _note(self, key: str, entry: dict[str, Any]) -> dict[str, Any]:
         self.done[key] = entry
         with self.journal.open("a") as f:
@@ -288,7 +294,7 @@ class Study:
 
     def attacked(self, method: str, setting: dict[str, Any] | None, t: Target, *, count: int = 16) -> dict[str, Any]:
         """How often the judge finds an erased object with its own prompt, and after a prompt attack."""
-        key = json.dumps(["attack", method, setting, t.name, count, STEPS], sort_keys=True)
+        key = self._key("attack", method, setting, t, count)
         if key in self.done:
             return self.done[key]
         world = load_world()
