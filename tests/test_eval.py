@@ -107,3 +107,42 @@ def test_a_prompt_attack_brings_back_what_was_never_erased(pipe):
     assert (states[:, 1:] - first[:, 1:]).norm() > 0
     assert torch.equal(prompt_attack(pipe, seen, iterations=3, batch=2), states)  # seeded
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in pipe.unet.named_parameters())
+
+
+def test_fine_tuning_counts_steps_and_puts_the_weights_back(pipe):
+    import torch
+
+    from erase_sd.emoji.render import available_objects, render
+    from erase_sd.emoji.world import Scene
+    from erase_sd.eval.attack import fine_tuning
+
+    cat = load_world().names.index("cat")
+    artist = next(a for a in range(5) if cat in available_objects()[a])
+    seen = [Image.fromarray(render(Scene((cat,), artist, "white", ("",), i))) for i in range(2)]
+    before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
+    moved = []
+
+    def after_two_rounds():
+        moved.append(max(float((p.detach() - before[n]).abs().max()) for n, p in pipe.unet.named_parameters()))
+        return len(moved) == 3
+
+    assert fine_tuning(pipe, seen, "a cat", after_two_rounds, every=1, batch=2) == 2
+    assert moved[0] == 0 < moved[1] < moved[2]
+    assert fine_tuning(pipe, seen, "a cat", lambda: False, every=1, limit=1, batch=2) is None
+    assert all(torch.equal(p, before[n]) for n, p in pipe.unet.named_parameters())
+
+
+def test_concept_prompts_find_words_that_mean_the_concept(encoder):
+    """Ring-A-Bell's search gets nearer to its target than random words, and the same every time."""
+    from erase_sd.eval.attack import concept_prompts
+
+    pairs = [("a photo of a cat", "a photo of a thing"), ("a cat on blue", "a thing on blue")]
+    options = dict(tokens=3, population=32, generations=12)
+    found = concept_prompts(encoder, pairs, "a photo of a thing", **options)
+    assert found == concept_prompts(encoder, pairs, "a photo of a thing", **options)
+    assert len(found.split()) == 3
+    vector = (encoder.encode([pairs[0][0]]).meanings - encoder.encode([pairs[0][1]]).meanings)[0]
+    target = encoder.encode(["a photo of a thing"]).meanings[0] + 3 * vector
+    words = encoder.encode([found, "with from under", "table of from"]).meanings
+    distance = (words - target).norm(dim=1)
+    assert distance[0] < distance[1:].min()
