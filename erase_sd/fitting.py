@@ -197,6 +197,8 @@ def fit(
         kept = {p.lower() for p in task.retain}
         same = background(encoder).synonyms(meanings(encoder, list(task.forget)), near)
         task = replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
+    if robust and "overshoot" in settings:
+        settings["overshoot"] = 1.0  # a map past the projection can be inverted, and then anything comes back
     solve = functools.partial(spec.load(), **settings)
     architecture = encoder.architecture
     edited = {n: weights[n] for n in architecture.sites(weights, kinds=spec.kinds)} if weights else {}

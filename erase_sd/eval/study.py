@@ -52,17 +52,20 @@ FAMILIES = ("weapon", "alcohol")
 ARTISTS = ("noto", "fluent")
 TUNE_OBJECTS, TUNE_FAMILIES, TUNE_ARTISTS = ("fox", "banana", "violin"), ("instrument",), ("twemoji",)
 
-ATTACKED = ("cat", "pizza", "car", "church")  # objects that a prompt attack tries to bring back
+ATTACKED = ("cat", "pizza", "car")  # objects that a prompt attack tries to bring back
+
+IN_SCENES = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", "a chair {}", "a flower {}")
 
 # Settings tried for each method; the first is its source's, or our default.
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "rayleigh": [
         {},
-        {"strength": 1.5},
+        {"overshoot": 1.0},
+        {"overshoot": 1.5},
         {"epsilon": 1e-2},
-        {"epsilon": 1e-2, "strength": 1.5},
-        {"share": 0.03},
         {"rank": 1},
+        {"apart": True},
+        {"contexts": IN_SCENES},
         {"robust": True},
     ],
     "unlink": [{}, {"rank": 2}, {"tokens": "last-subject"}, {"tokens": "words+eos"}],
@@ -213,6 +216,8 @@ class Study:
                 "in": [(with_article(n), n) for n in t.kept_in],
                 "out": [(with_article(n), n) for n in t.kept_out],
                 "neighbour": [(f"{with_article(t.kept_in[i])} by {a}", a) for i, a in enumerate(t.neighbours)],
+                # How often the artist is seen where none is named: what perfect forgetting comes to.
+                "plain": [(with_article(n), t.name) for n in (*t.kept_in, *t.kept_out)],
             }
         gone = [first[n] for n in t.forget]
         return {
@@ -358,7 +363,7 @@ def tune(study: Study, seeds: int) -> dict[str, dict[str, dict[str, Any]]]:
 
 def run(study: Study, best: dict[str, dict[str, dict[str, Any]]], seeds: int) -> list[dict[str, Any]]:
     """All test edits: every method tuned, our default as it is, and the published form of two rivals."""
-    roles = ("forget", "synonym", "in", "out", "neighbour")
+    roles = ("forget", "synonym", "in", "out", "neighbour", "plain")
     targets = [target("object", n) for n in OBJECTS]
     targets += [target("family", n) for n in FAMILIES] + [target("artist", n) for n in ARTISTS]
     targets += [target("ten", "ten objects")]

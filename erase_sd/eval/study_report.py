@@ -116,7 +116,8 @@ world is small and its model is young: differences of a few hundredths are noise
   edit was not built from, and under names it was never told.
 - **listed**, **unlisted**, **neighbours**: accuracy relative to the original on bystanders in the retain
   list, in no list, and of the same family (1 is unharmed). **Harmonic mean** of 1 - (forget + synonyms) / 2
-  and unlisted.
+  and unlisted. Of five artists one is always seen, so where none is named each has a share, given below the
+  table: an artist cannot be forgotten further than that without being avoided.
 - **drift**: mean absolute pixel change of bystanders at equal seeds (0..1); **Fréchet** distance of their
   judge features on their 16 principal directions; **empty prompt**: largest relative change of its states;
   **‖T‖** the edit's gain; **revivable**: how much of what sets the concept apart an embedding can bring back,
@@ -175,6 +176,10 @@ def write(
     for kind, names in kinds.items():
         rows, numbers[kind] = table(entries, kind)
         tables += [f"## {kind}: {', '.join(names)}", "", *rows, ""]
+        if kind == "artist":
+            plain = {e["name"]: e["before"]["plain"] for e in entries if e["kind"] == "artist"}
+            told = ", ".join(f"{n} {v:.2f}" for n, v in plain.items())
+            tables += [f"Seen where no artist is named, in the original: {told}.", ""]
     lines += [*gates(numbers), "", "![forgotten against retained](method-study.png)", "", *tables]
     objects = ", ".join(dict.fromkeys(e["name"] for e in attacks))
     lines += [

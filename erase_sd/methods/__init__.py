@@ -61,7 +61,7 @@ METHODS: dict[str, Method] = {
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
         contexts=_SENTENCES,
         retain="background",
-        options={"rank": 0, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
+        options={"rank": 0, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True, "overshoot": 1.25},
     ),
     "unlink": Method(
         f"{_HERE}.unlink:unlink",
