@@ -332,7 +332,8 @@ def test_the_report_is_one_page_that_asks_for_nothing(whole, tmp_path):
     _, out = whole
     assert main(["eval", "report", str(out), "--out", str(tmp_path / "r.html")]) == 0
     text = (tmp_path / "r.html").read_text()
-    assert set(re.findall(r"(?:src|href|url)\W{1,3}(\w+)", text)) == {"data"} and "://" not in text
+    page = re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", text)  # pictures may spell anything
+    assert set(re.findall(r"(?:src|href|url)\W{1,3}(\w+)", page)) == {"data"} and "://" not in page
     assert text.count("<img") == 2 * 16 and "a photo of a cat" in text
 
 

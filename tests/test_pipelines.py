@@ -109,7 +109,7 @@ def test_runtime_edit_of_the_embeddings_equals_the_baked_weights(pipe, cat):
     remove(pipe)
     np.testing.assert_array_equal(run(embeds, negative), original)
     apply(pipe, cat, runtime=False)
-    np.testing.assert_allclose(run(embeds, negative), runtime, atol=2e-4)
+    np.testing.assert_allclose(run(embeds, negative), runtime, atol=1e-3)  # float32, amplified by four steps
 
 
 def test_runtime_mode_refuses_an_erasure_of_the_values_alone(pipe, encoder, weights):

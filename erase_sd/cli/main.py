@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(name, error, 1)
     except RuntimeError as error:  # the safetensors library reports a full disk this way
         return _fail(name, error, 1)
+    except SystemExit as done:  # argparse: --help, or wrong use that it has already told
+        return done.code if isinstance(done.code, int) else 0
     except KeyboardInterrupt:
         print("\nerase-concept: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
