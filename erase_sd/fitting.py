@@ -26,8 +26,26 @@ from erase_sd.text import PromptStates, TextEncoder
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
 
 
+# How much a user's retain prompts weigh beside the background: enough that thousands of words do not drown
+# them, too little to crowd out the concept's own directions when many concepts go.
+OWN = 0.1
+# "by someone", "in the style of something" say how a thing is drawn.
+_MANNER = ("by ", "in the style of ")
+_THINGS = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", "a chair {}", "a flower {}")
+
+
+def is_style(forget: Sequence[str]) -> bool:
+    """Whether the prompts name a manner of drawing: one of them begins with "by" or "in the style of"."""
+    return any(p.lower().startswith(_MANNER) for p in forget)
+
+
 def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
-    """Each prompt of up to three words in every context; longer ones are sentences and stay alone."""
+    """Each short prompt in every context; those of over three words are sentences and stay alone.
+
+    A style stands behind things instead ("a house by someone"): what it does to them is what must go.
+    """
+    if len(contexts) > 1 and is_style(prompts):
+        return clean(c.format(p) if len(p.split()) <= 8 else p for p in prompts for c in _THINGS)
     return clean(c.format(p) if len(p.split()) <= 3 else p for p in prompts for c in contexts)
 
 
@@ -89,9 +107,8 @@ class Task:
             return {stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()}
         kept = dict(self.ordinary)
         if self.retain:
-            # Chosen prompts weigh as much as the whole background, or thousands would drown them.
             own = self.encoder.moments(list(self.retain), RULE, progress="retain prompts")
-            kept = {stream: moment + own[stream].weighing(moment.count) for stream, moment in kept.items()}
+            kept = {stream: moment + own[stream].weighing(OWN * moment.count) for stream, moment in kept.items()}
         return kept
 
     @cached_property
@@ -140,7 +157,7 @@ def fit(
     method: str = DEFAULT,
     toward: str | None = None,
     tokens: str | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
     contexts: Sequence[str] | None = None,
     name: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
@@ -157,7 +174,7 @@ def fit(
         method: Name in `erase_sd.methods.METHODS`.
         toward: Where methods with a target move the concept; default: the method's own.
         tokens: Token rule of the forget features; default: the method's own.
-        strength: 1 is the method's own edit; 0 changes nothing.
+        strength: 1 is the method's own edit; 0 changes nothing; default: 1, for a style the method's own.
         contexts: Sentences that short forget prompts are put in; default: the method's own.
         name: Name of the concept in the artifact; default: the first forget prompt.
         weights: Base tensors the edit is for, by name; recorded as hashes.
@@ -180,6 +197,9 @@ def fit(
         raise ValueError(f"{method} has no option {unknown[0]!r}; it has {', '.join(spec.options)}")
     if toward is not None and spec.anchor is None:
         raise ValueError(f"{method} has no target to move toward; uce, rece and speed have")
+    if strength is None:
+        # A map past the projection can be inverted, so robust erasures do not go there.
+        strength = spec.style_strength if is_style(forget) and not robust else 1.0
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
     settings = {**spec.options, **options}
@@ -197,8 +217,6 @@ def fit(
         kept = {p.lower() for p in task.retain}
         same = background(encoder).synonyms(meanings(encoder, list(task.forget)), near)
         task = replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
-    if robust and "overshoot" in settings:
-        settings["overshoot"] = 1.0  # a map past the projection can be inverted, and then anything comes back
     solve = functools.partial(spec.load(), **settings)
     architecture = encoder.architecture
     edited = {n: weights[n] for n in architecture.sites(weights, kinds=spec.kinds)} if weights else {}

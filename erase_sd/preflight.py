@@ -64,7 +64,7 @@ def budget(
     for rank in ranks:
         chosen: dict[str, Any] = {} if rank is None else {"rank": rank}
         try:
-            part = fit(encoder, forget, **settings, **options, **chosen).parts[0]
+            part = fit(encoder, forget, strength=1.0, **settings, **options, **chosen).parts[0]
         except ValueError:
             if best is None:
                 raise

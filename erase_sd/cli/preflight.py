@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
 
     if args.plot:
         check_target(args.plot, force=args.force)
-    if args.max_drift is not None and args.strength != 1:
+    if args.max_drift is not None and args.strength is not None:
         raise ValueError("--max-drift finds the strength itself; leave --strength out")
     if args.max_drift is not None and args.robust:
         raise ValueError("--robust goes as far as it must, --max-drift only as far as it may; choose one")
@@ -70,7 +70,7 @@ def run(argv: list[str]) -> int:
         "concept": part.name,
         "method": part.method,
         "options": part.options,
-        "strength": strength,
+        "strength": part.strength,
         "certificate": part.certificate,
         "words_hit": [{"word": w, "change": round(c, 4)} for w, c in hit[:20]],
     }
@@ -82,7 +82,7 @@ def run(argv: list[str]) -> int:
     from erase_sd.cli.erase import certificate_lines
 
     settings_text = ", ".join(f"{k} = {v}" for k, v in part.options.items())
-    print(f"{part.name!r} with {part.method} ({settings_text}), strength {strength:g}")
+    print(f"{part.name!r} with {part.method} ({settings_text}), strength {part.strength:g}")
     for line in certificate_lines(part.certificate):
         print("  " + line)
     print("  spectrum of the forget features: " + " ".join(f"{v:.1%}" for v in part.certificate["spectrum"][:6]))

@@ -60,8 +60,8 @@ IN_SCENES = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "rayleigh": [
         {},
-        {"overshoot": 1.0},
-        {"overshoot": 1.5},
+        {"strength": 1.25},
+        {"share": 0.03},
         {"epsilon": 1e-2},
         {"rank": 1},
         {"apart": True},

@@ -30,6 +30,8 @@ class Method:
         anchor: Default `--toward` prompt, for methods that move a concept somewhere; None if it has
             no target.
         kinds: Which projections it edits, "k", "v" or both.
+        style_strength: Default strength where the concept is a style: it spreads over every word of a prompt, and a
+            projection leaves some of it.
         options: Names and defaults of its own options.
     """
 
@@ -41,6 +43,7 @@ class Method:
     contexts: tuple[str, ...] = ("{}",)
     anchor: str | None = None
     kinds: str = "kv"
+    style_strength: float = 1.0
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
 
     def load(self) -> Callable[..., LowRankEdit]:
@@ -51,8 +54,17 @@ class Method:
 
 _UNLINK = "Unlearn in a Blink (OpenReview KnDkteVLTn)"
 _HERE = "erase_sd.methods"
-# A concept looks a little different in every sentence; four of them tell its direction from the sentence's.
-_SENTENCES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
+# A concept looks a little different in every sentence; several of them tell its directions from the sentence's.
+_SENTENCES = (
+    "{}",
+    "a photo of a {}",
+    "a picture of {}",
+    "a drawing of a {}",
+    "a red {}",
+    "a {} on a table",
+    "a {} in a street",
+    "a small {} in the sky",
+)
 
 METHODS: dict[str, Method] = {
     "rayleigh": Method(
@@ -61,7 +73,8 @@ METHODS: dict[str, Method] = {
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
         contexts=_SENTENCES,
         retain="background",
-        options={"rank": 0, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True, "overshoot": 1.25},
+        style_strength=1.25,
+        options={"rank": 0, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
     ),
     "unlink": Method(
         f"{_HERE}.unlink:unlink",

@@ -19,7 +19,6 @@ def rayleigh(
     epsilon: float = 1e-3,
     variant: str = "hard",
     protect_null: bool = True,
-    overshoot: float = 1.0,
 ) -> LowRankEdit:
     """Solve `C_f u = λ C u`, `C = C_r + ε (tr C_r / d) I`, and remove what the top `u` detect.
 
@@ -38,14 +37,10 @@ def rayleigh(
         share: See `rank`.
         epsilon: Relative ridge; towards infinity "hard" becomes Unlink.
         variant: "hard", "lsq" or "paper".
-        overshoot: 1 removes the concept's part; above it, that part is reversed by the excess, which also reaches
-            sentences where the detectors see only some of it. The map can then be inverted by an attacker.
         protect_null: Solve on the orthogonal complement of the empty prompt's states.
 
     Source: Unlearn in a Blink, Eq. 12-15; the correction is derived in docs/methods.md.
     """
-    if not overshoot > 0:
-        raise ValueError(f"expected an overshoot above 0, got {overshoot}")
     if variant not in ("hard", "lsq", "paper"):
         raise ValueError(f"expected variant 'hard', 'lsq' or 'paper', got {variant!r}")
     width = problem.width
@@ -74,4 +69,4 @@ def rayleigh(
         return LowRankEdit(U * lam.clamp(max=1), U)
     carrier = problem.forget.matrix @ U / lam
     gain = lam / (1 + lam) if variant == "lsq" else torch.ones_like(lam)
-    return LowRankEdit(carrier * gain * overshoot, U)
+    return LowRankEdit(carrier * gain, U)
