@@ -16,10 +16,12 @@ import yaml
 from PIL import Image
 
 from erase_sd.cli.main import main
+from erase_sd.eval.attack import ATTACKS, attacked
 from erase_sd.eval.detectors import CONVENTIONS, count_detections
 from erase_sd.eval.metrics import bootstrap, cmmd, frechet_distance, kernel_distance
 from erase_sd.eval.protocol import available, load_protocol
 from erase_sd.eval.runner import accuracy, batches, counts
+from erase_sd.text import TextEncoder
 
 rng = np.random.default_rng(0)
 
@@ -345,3 +347,47 @@ def test_an_erasure_file_is_a_variant(whole, cat, tmp_path):
         main(["eval", "run", str(root / "small.yaml"), "--erasure", str(path), "--limit", "1", "--out", str(out)]) == 0
     )
     assert "no-cat" in json.loads((out / "results.json").read_text())["variants"]
+
+
+def test_attacks_are_drawn_under_the_protocol(tmp_path, capsys):
+    """Every attack runs against the erased model; the original and its weights are as before."""
+    path = tmp_path / "attack.yaml"
+    path.write_text(
+        "name: attack\nrows: {emoji: attacks, count: 2, groups: [cat]}\nforget: {cat: [cat]}\n"
+        "generation: {steps: 2, guidance: 3.0, batch: 2}\ndetector: {name: judge}\nmetrics: [attacks]\n"
+        "features: judge\n"
+    )
+    protocol = load_protocol(str(path))
+    assert {r.attack for r in protocol.rows} == {"", *ATTACKS}
+    assert len(protocol.rows) == 2 * 7
+    out = tmp_path / "run"
+    assert main(["eval", "run", str(path), "--method", "rayleigh", "--out", str(out)]) == 0
+    result = json.loads((out / "results.json").read_text())
+    for variant in ("original", "rayleigh"):
+        assert set(result["variants"][variant]["attacks"]) == {"none", *ATTACKS}
+    images = {n: (out / n / "images" / "cat-own-000.png").read_bytes() for n in ("original", "rayleigh")}
+    assert images["original"] != images["rayleigh"]
+    assert "ASR prompt" in capsys.readouterr().out
+
+
+def test_an_unknown_attack_is_refused(pipe):
+    with (
+        pytest.raises(ValueError, match="no attack 'magic'"),
+        attacked(pipe, "magic", "cat", "a cat", pictures=[], edit=None),
+    ):
+        pass
+
+
+def test_revival_undoes_what_can_be_undone(pipe, cat):
+    """States found by algebra make the edited weights answer as the original ones did, up to what is revivable."""
+    from erase_sd.pipelines.live import LiveErasure
+
+    with attacked(pipe, "revival", "cat", "a cat", pictures=[], edit=cat.edit) as found:
+        live = LiveErasure.of(pipe)
+        original = TextEncoder.of(pipe).encode(["a cat"]).states[0].double()
+        edited, gap, size, plain = cat.edit.features(found[0].double()), 0.0, 0.0, 0.0
+        for weight in live.originals().values():
+            gap += float(((edited - original) @ weight.double().T).square().sum())
+            plain += float(((cat.edit.features(original) - original) @ weight.double().T).square().sum())
+            size += float((original @ weight.double().T).square().sum())
+    assert gap < 0.5 * plain < 0.5 * size

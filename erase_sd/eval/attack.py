@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erase_sd.background import vocabulary
+from erase_sd.edit import LowRankEdit
+from erase_sd.methods.rece import revival
 
 
 @contextmanager
-def _tokens_in_place(text_encoder: Any, embeddings: Tensor) -> Iterator[None]:
-    """Put free embeddings, `(k, d)`, at positions 1..k of whatever the text encoder reads."""
+def _tokens_in_place(text_encoder: Any, embeddings: Tensor, at: int) -> Iterator[None]:
+    """Put free embeddings, `(k, d)`, at positions `at`, … of whatever the text encoder reads."""
 
     def hook(module: Any, args: Any, output: Tensor) -> Tensor:
-        k = len(embeddings)
         free = embeddings.to(output.dtype).expand(len(output), -1, -1)
-        return torch.cat([output[:, :1], free, output[:, 1 + k :]], dim=1)
+        return torch.cat([output[:, :at], free, output[:, at + len(embeddings) :]], dim=1)
 
     inner = getattr(text_encoder, "text_model", text_encoder)
     handle = inner.embeddings.token_embedding.register_forward_hook(hook)
@@ -36,6 +37,7 @@ def prompt_attack(
     pipe: Any,
     images: Sequence[Image.Image],
     *,
+    prefix: str = "",
     tokens: int = 5,
     iterations: int = 40,
     lr: float = 0.01,
@@ -50,7 +52,8 @@ def prompt_attack(
     Args:
         pipe: A Stable Diffusion pipeline; its weights are not changed.
         images: Pictures of the concept.
-        tokens: How many free embeddings stand between BOS and EOS.
+        prefix: Words before the free embeddings; with one free token after "a photo of a" this is textual inversion.
+        tokens: How many free embeddings stand before EOS.
         iterations: Gradient steps.
         lr: Adam's learning rate.
         batch: Noisy images a step.
@@ -59,8 +62,14 @@ def prompt_attack(
     Returns:
         `(1, L, d)` text states to pass as `prompt_embeds`.
 
-    Source: UnlearnDiffAtk (arXiv 2310.11868), with embeddings instead of discrete tokens, which is stronger.
+    Raises:
+        ValueError: If the pipeline has more than one text encoder.
+
+    Source: UnlearnDiffAtk (arXiv 2310.11868), with embeddings instead of discrete tokens, which is stronger;
+    textual inversion: arXiv 2208.01618, as an attack arXiv 2308.01508.
     """
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise ValueError("prompt attacks are for pipelines of one text encoder (SD 1.x, 2.x)")
     generator = torch.Generator().manual_seed(seed)
     latents = _latents(pipe, images)
     inner = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
@@ -71,10 +80,12 @@ def prompt_attack(
     eos = tokenizer.eos_token_id
     length = min(tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
     ids = torch.full((1, length), eos)
-    ids[0, 0] = tokenizer.bos_token_id
-    ids[0, 1 : 1 + tokens] = start  # so that pooling finds EOS behind the free tokens
+    words = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
+    head = torch.tensor([tokenizer.bos_token_id, *words])
+    ids[0, : len(head)] = head
+    ids[0, len(head) : len(head) + tokens] = start  # so that pooling finds EOS behind the free tokens
     optimizer = torch.optim.Adam([free], lr=lr)
-    with _tokens_in_place(pipe.text_encoder, free):
+    with _tokens_in_place(pipe.text_encoder, free, len(head)):
         for _ in range(iterations):
             states = pipe.text_encoder(ids).last_hidden_state.expand(batch, -1, -1)
             loss = _denoising_loss(pipe, latents, states, generator)
@@ -107,36 +118,21 @@ def _denoising_loss(pipe: Any, latents: Tensor, states: Tensor, generator: torch
     return F.mse_loss(pipe.unet(noisy, t, states).sample, target)
 
 
-def fine_tuning(
-    pipe: Any,
-    images: Sequence[Image.Image],
-    prompt: str,
-    recovered: Callable[[], bool],
-    *,
-    every: int = 10,
-    limit: int = 200,
-    lr: float = 1e-4,
-    batch: int = 8,
-    seed: int = 0,
-) -> int | None:
-    """How many steps of fine-tuning bring a concept back.
+@contextmanager
+def trainable(
+    pipe: Any, images: Sequence[Image.Image], prompt: str, *, lr: float = 1e-4, batch: int = 8, seed: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Yield `train(steps)`, which fine-tunes the cross-attention keys and values on pictures with a prompt.
 
-    Trains a copy of the cross-attention keys and values on a few pictures with the concept's own prompt; the
-    pipeline's weights are put back at the end.
+    The weights are put back at the end.
 
     Args:
         pipe: A Stable Diffusion pipeline, possibly erased.
         images: Pictures of the concept.
         prompt: Its prompt.
-        recovered: Says whether the concept is back; asked every few steps.
-        every: Steps between two questions.
-        limit: Give up after so many.
         lr: Adam's learning rate.
         batch: Noisy images a step.
         seed: Of noise and time steps.
-
-    Returns:
-        Steps, a multiple of `every`; None if it did not come back.
     """
     from erase_sd.pipelines.live import LiveErasure
 
@@ -147,21 +143,53 @@ def fine_tuning(
     with torch.no_grad():
         states = pipe.encode_prompt(prompt, "cpu", 1, False)[0].expand(batch, -1, -1)
     optimizer = torch.optim.Adam(parameters, lr=lr)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            loss = _denoising_loss(pipe, latents, states, generator)
+            for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                p.grad = g
+            optimizer.step()
+
     try:
-        for step in range(0, limit + 1, every):
-            if recovered():
-                return step
-            for _ in range(every):
-                loss = _denoising_loss(pipe, latents, states, generator)
-                for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                    p.grad = g
-                optimizer.step()
-        return None
+        yield train
     finally:
         with torch.no_grad():
             for p, old in zip(parameters, saved, strict=True):
                 p.copy_(old)
                 p.grad = None
+
+
+def fine_tuning(
+    pipe: Any,
+    images: Sequence[Image.Image],
+    prompt: str,
+    recovered: Callable[[], bool],
+    *,
+    every: int = 10,
+    limit: int = 200,
+    **options: Any,
+) -> int | None:
+    """How many steps of fine-tuning bring a concept back.
+
+    Args:
+        pipe: A Stable Diffusion pipeline, possibly erased.
+        images: Pictures of the concept.
+        prompt: Its prompt.
+        recovered: Says whether the concept is back; asked every few steps.
+        every: Steps between two questions.
+        limit: Give up after so many.
+        **options: As for `trainable`.
+
+    Returns:
+        Steps, a multiple of `every`; None if it did not come back.
+    """
+    with trainable(pipe, images, prompt, **options) as train:
+        for step in range(0, limit + 1, every):
+            if recovered():
+                return step
+            train(every)
+    return None
 
 
 def concept_prompts(
@@ -219,3 +247,63 @@ def concept_prompts(
         pool = parents + children
         costs = np.concatenate([costs[order], cost(children)])
     return " ".join(words[i] for i in pool[int(np.argmin(costs))])
+
+
+# -- attacks by name, as protocols ask for them -----------------------------------------------------
+
+ATTACKS = ("paraphrase", "revival", "ring-a-bell", "prompt", "inversion", "fine-tuning")
+
+
+@torch.no_grad()
+def own_pictures(pipe: Any, concept: str, *, count: int = 8, steps: int = 20) -> list[Image.Image]:
+    """The attacker's pictures of a concept: what the unedited model draws for it."""
+    noise = [torch.Generator().manual_seed(90_000 + i) for i in range(count)]
+    return list(pipe([f"a photo of a {concept}"] * count, generator=noise, num_inference_steps=steps).images)
+
+
+@contextmanager
+def attacked(
+    pipe: Any, name: str, concept: str, prompt: str, *, pictures: Sequence[Image.Image], edit: LowRankEdit | None
+) -> Iterator[Tensor | str]:
+    """What to draw with while an attack by this name is on: a prompt, or `(1, L, d)` text states.
+
+    Args:
+        pipe: The pipeline with the erasure applied.
+        name: One of `ATTACKS`. "paraphrase" is the prompt as it is, "revival" the closed-form embedding
+            (RECE) of every state of it, "ring-a-bell" a search over real words, "prompt" five free
+            embeddings (40 steps), "inversion" one after "a photo of a" (200 steps), "fine-tuning" 100 steps
+            of training keys and values.
+        concept: Its name.
+        prompt: A prompt that means it.
+        pictures: Of the concept, for attacks that learn.
+        edit: The edit of the token states, if one is applied; the revival inverts it.
+
+    Raises:
+        ValueError: If there is no such attack.
+    """
+    from erase_sd.text import TextEncoder
+
+    if name not in ATTACKS:
+        raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
+    if name == "prompt":
+        yield prompt_attack(pipe, pictures)
+    elif name == "inversion":
+        yield prompt_attack(pipe, pictures, prefix="a photo of a", tokens=1, iterations=200, lr=0.02)
+    elif name == "fine-tuning":
+        with trainable(pipe, pictures, prompt) as train:
+            train(100)
+            yield prompt
+    elif name == "ring-a-bell":
+        pairs = [(t.format(concept), t.format("thing")) for t in ("a photo of a {}", "a picture of a {}", "a {}")]
+        yield concept_prompts(TextEncoder.of(pipe), pairs, "a photo of a thing")
+    elif name == "revival" and edit is not None:
+        from erase_sd.erasure import weight_grams
+        from erase_sd.pipelines.live import LiveErasure
+
+        encoder = TextEncoder.of(pipe)
+        gram = weight_grams(encoder.architecture, LiveErasure.of(pipe).originals(), encoder.widths)["tokens"]
+        states = encoder.encode([prompt]).states[0].double()
+        found = revival(edit, states, gram, rho=1e-6 * float(gram.trace()) / len(gram))
+        yield torch.cat([states[:1], found[1:]]).to(pipe.unet.dtype)[None]
+    else:
+        yield prompt

@@ -31,6 +31,7 @@ class Row:
         want: Label that the detector should give in the original, or "".
         seed: Of the noise.
         guidance: Classifier-free guidance scale.
+        attack: Attack that it is drawn under, see `erase_sd.eval.attack.ATTACKS`; "" for none.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Row:
     want: str
     seed: int
     guidance: float
+    attack: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Protocol:
         forget: For each group, the forget prompts of an erasure made on the fly.
         generation: How.
         detector: What looks at them.
-        metrics: What is computed: "accuracy", "counts", "clip-score", "drift", "frechet", "kid", "cmmd".
+        metrics: What is computed: "accuracy", "attacks", "counts", "clip-score", "drift", "frechet", "kid", "cmmd".
         features: Extractor of the last three: "judge", "emoji-clip", "clip:MODEL", "inception-2048" or
             "inception-64" (the convention of SalUn's tables).
     """
@@ -299,7 +301,9 @@ def _own_forget(spec: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _emoji_rows(spec: Mapping[str, Any], generation: Generation, data: Path | None) -> list[Row]:
     """Objects, artists or whole families of the embedded world, with bystanders near and far."""
-    kinds: dict[str, Callable[..., list[Row]]] = {"objects": _emoji_objects, "artists": _emoji_artists}
+    kinds: dict[str, Callable[..., list[Row]]] = {
+        "objects": _emoji_objects, "artists": _emoji_artists, "attacks": _emoji_attacks
+    }  # fmt: skip
     kind = str(spec["emoji"])
     if kind not in kinds:
         raise ValueError(f"expected emoji rows of {', '.join(kinds)}, got {kind!r}")
@@ -352,4 +356,27 @@ def _emoji_artists(spec: Mapping[str, Any], guidance: float) -> list[Row]:
                 )
             else:
                 rows.append(Row(f"{group}-r{i:04d}", group, "retain", with_article(noun), noun, i, guidance))
+    return rows
+
+
+def _emoji_attacks(spec: Mapping[str, Any], guidance: float) -> list[Row]:
+    """Objects by their own prompt, and under each attack; paraphrases are names that the generator learnt little of."""
+    from erase_sd.emoji.world import load_world, with_article
+    from erase_sd.eval.attack import ATTACKS
+
+    world, rows = load_world(), []
+    for group in spec["groups"]:
+        concept = world.find(group)
+        if concept is None:
+            raise ValueError(f"the embedded world has no {group!r}")
+        others = [n for n in concept.all_names if n != concept.name] or [concept.name]
+        for attack in ("", *(spec.get("attacks") or ATTACKS)):
+            for i in range(int(spec["count"])):
+                noun = others[i % len(others)] if attack == "paraphrase" else concept.name
+                prompt = f"a photo of {with_article(noun)}"
+                rows.append(
+                    Row(
+                        f"{group}-{attack or 'own'}-{i:03d}", group, "forget", prompt, concept.name, i, guidance, attack
+                    )
+                )
     return rows

@@ -21,6 +21,8 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
     for name in ("UA", "RA"):
         if name in numbers.get("accuracy", {}):
             found[f"{name} %"] = _percent(numbers["accuracy"][name])
+    for attack, value in numbers.get("attacks", {}).items():
+        found[f"ASR {attack} %"] = _percent(value)
     if "counts" in numbers:
         found["found"] = str(numbers["counts"]["total"])
         found["images with any"] = str(numbers["counts"]["images with any"])

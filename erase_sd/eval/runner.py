@@ -55,9 +55,12 @@ def batches(protocol: Protocol) -> list[list[Row]]:
     size, made = protocol.generation.batch, []
     for group in protocol.groups:
         rows = [r for r in protocol.rows if r.group == group]
-        # The scale is one for a batch in diffusers.
-        for guidance in dict.fromkeys(r.guidance for r in rows):
-            same = [r for r in rows if r.guidance == guidance]
+        # The scale is one for a batch in diffusers; an attack is made for one prompt.
+        kinds = dict.fromkeys((r.guidance, r.attack, r.prompt if r.attack else "") for r in rows)
+        for guidance, attack, prompt in kinds:
+            same = [
+                r for r in rows if (r.guidance, r.attack) == (guidance, attack) and (not attack or r.prompt == prompt)
+            ]
             made += [same[i : i + size] for i in range(0, len(same), size)]
     return made
 
@@ -81,8 +84,6 @@ def draw(
         process: Number of this process.
         processes: How many share the work.
     """
-    import torch
-
     from erase_sd.pipelines.live import LiveErasure
 
     plan = batches(protocol)
@@ -103,17 +104,7 @@ def draw(
             if erasure is not None:
                 live.add(erasure)
             applied = variant.name, rows[0].group
-        noise = [torch.Generator("cpu").manual_seed(r.seed) for r in rows]
-        options: dict[str, Any] = {}
-        if protocol.generation.size:
-            options = {"height": protocol.generation.size, "width": protocol.generation.size}
-        images = pipe(
-            [r.prompt for r in rows],
-            generator=noise,
-            num_inference_steps=protocol.generation.steps,
-            guidance_scale=rows[0].guidance,
-            **options,
-        ).images
+        images = _draw_rows(pipe, live, protocol, rows)
         folder = out / variant.name / "images"
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -125,6 +116,35 @@ def draw(
         write_json(_record(out, variant, number), entries)
     if live is not None:
         live.take()
+
+
+def _draw_rows(pipe: Any, live: Any, protocol: Protocol, rows: Sequence[Row]) -> list[Image.Image]:
+    """One batch; under attack, with what the attack found against the pipeline as it is now."""
+    import torch
+
+    options: dict[str, Any] = {"num_inference_steps": protocol.generation.steps, "guidance_scale": rows[0].guidance}
+    if protocol.generation.size:
+        options |= {"height": protocol.generation.size, "width": protocol.generation.size}
+
+    def noise() -> list[torch.Generator]:
+        return [torch.Generator("cpu").manual_seed(r.seed) for r in rows]
+
+    first = rows[0]
+    if not first.attack:
+        return list(pipe([r.prompt for r in rows], generator=noise(), **options).images)
+    from erase_sd.erasure import combine
+    from erase_sd.eval.attack import attacked, own_pictures
+
+    with live.paused():
+        pictures = own_pictures(pipe, first.want)
+    edit = combine(live.erasures).edit if live.erasures else None
+    with attacked(pipe, first.attack, first.want, first.prompt, pictures=pictures, edit=edit) as found:
+        if isinstance(found, str):
+            return list(pipe([found] * len(rows), generator=noise(), **options).images)
+        empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
+        many = {"prompt_embeds": found, "negative_prompt_embeds": empty}
+        many = {k: v.to(pipe.device).expand(len(rows), -1, -1) for k, v in many.items()}
+        return list(pipe(generator=noise(), **many, **options).images)
 
 
 def _record(out: Path, variant: Variant, number: int) -> Path:
@@ -224,6 +244,8 @@ def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[
         numbers: dict[str, Any] = {"about": v.about}
         if "accuracy" in protocol.metrics:
             numbers["accuracy"] = accuracy(protocol.rows, labels[v.name])
+        if "attacks" in protocol.metrics:
+            numbers["attacks"] = success(protocol.rows, labels[v.name])
         if "counts" in protocol.metrics:
             numbers["counts"] = counts(labels[v.name], labels.get(ORIGINAL))
         if "clip-score" in protocol.metrics:
@@ -271,6 +293,14 @@ def accuracy(rows: Sequence[Row], labels: Sequence[Mapping[str, Any]]) -> dict[s
         for group in dict.fromkeys(g for g, _ in hits)
     }
     return result
+
+
+def success(rows: Sequence[Row], labels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of images in which the concept is found, by attack ("none": by its own prompt), with intervals."""
+    found: dict[str, list[float]] = {}
+    for row, record in zip(rows, labels, strict=True):
+        found.setdefault(row.attack or "none", []).append(float(row.want in record["labels"]))
+    return {attack: _interval(values) for attack, values in found.items()}
 
 
 def counts(labels: Sequence[Mapping[str, Any]], original: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +87,16 @@ class LiveErasure:
     def set_strength(self, strength: float) -> None:
         """Set the strength of everything applied: 0 is the original, 1 as made."""
         self._write(self.erasures, strength)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The model as it was, for a while."""
+        strength = self.strength
+        self.set_strength(0)
+        try:
+            yield
+        finally:
+            self.set_strength(strength)
 
     @torch.no_grad()
     def _write(self, erasures: list[Erasure], strength: float) -> None:
