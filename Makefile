@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study bench faults clean
+.PHONY: demo test lint types train-emoji validate-emoji study results bench faults clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -37,6 +37,9 @@ validate-emoji: $(STAMP)  ## measure the shipped weights; writes docs/emoji-sd.m
 
 study: $(STAMP)  ## compare all methods on the embedded model; writes docs/method-study.md
 	@$(BIN)/python -m erase_sd.eval.study
+
+results: $(STAMP)  ## every method on every offline protocol; writes docs/results.md; 30 minutes, resumes
+	@$(BIN)/python -m erase_sd.eval.results
 
 bench: $(STAMP)  ## speed and memory at real size; writes docs/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m erase_sd.bench
