@@ -337,6 +337,22 @@ def test_the_report_is_one_page_that_asks_for_nothing(whole, tmp_path):
     page = re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", text)  # pictures may spell anything
     assert set(re.findall(r"(?:src|href|url)\W{1,3}(\w+)", page)) == {"data"} and "://" not in page
     assert text.count("<img") == 2 * 16 and "a photo of a cat" in text
+    assert "forget residual" in text and 'aria-label="spectrum"' in text
+
+
+def test_lpips_without_its_backbone_says_so():
+    from erase_sd.eval.runner import lpips
+
+    with pytest.raises(ValueError, match="needs torchvision"):
+        lpips(np.zeros((2, 64, 64, 3), np.float32), np.zeros((2, 64, 64, 3), np.float32))
+
+
+def test_artists_are_told_apart_as_unlearncanvas_does():
+    protocol = load_protocol("emoji-artists")
+    assert {r.role for r in protocol.rows} == {"forget", "in-domain", "cross-domain"}
+    labels = [{"labels": [r.want] if r.role == "in-domain" else []} for r in protocol.rows]
+    found = accuracy(protocol.rows, labels)
+    assert [found[n]["mean"] for n in ("UA", "IRA", "CRA")] == [1, 1, 0] and 0 < found["RA"]["mean"] < 1
 
 
 def test_an_erasure_file_is_a_variant(whole, cat, tmp_path):

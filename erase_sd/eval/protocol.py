@@ -26,7 +26,8 @@ class Row:
     Attributes:
         id: Unique in the protocol; the image's file name.
         group: Which concept is to be erased when it is drawn.
-        role: "forget" (shows the concept) or "retain" (should stay).
+        role: "forget" (shows the concept) or what should stay: "retain", or told apart as UnlearnCanvas does
+            "in-domain" (other styles when a style goes) and "cross-domain" (objects).
         prompt: What to draw.
         want: Label that the detector should give in the original, or "".
         seed: Of the noise.
@@ -77,7 +78,8 @@ class Protocol:
         forget: For each group, the forget prompts of an erasure made on the fly.
         generation: How.
         detector: What looks at them.
-        metrics: What is computed: "accuracy", "attacks", "counts", "clip-score", "drift", "frechet", "kid", "cmmd".
+        metrics: What is computed: "accuracy", "attacks", "counts", "clip-score", "drift", "lpips", "frechet", "kid",
+            "cmmd".
         features: Extractor of the last three: "judge", "emoji-clip", "clip:MODEL", "inception-2048" or
             "inception-64" (the convention of SalUn's tables).
     """
@@ -350,12 +352,12 @@ def _emoji_artists(spec: Mapping[str, Any], guidance: float) -> list[Row]:
             rows.append(Row(f"{group}-f{i:04d}", group, "forget", prompt, group, i, guidance))
         for i in range(keep):
             noun, artist = nouns[(7 * i) % len(nouns)], others[i % len(others)]
+            name = f"{group}-r{i:04d}"
             if i % 2:
-                rows.append(
-                    Row(f"{group}-r{i:04d}", group, "retain", f"{with_article(noun)} by {artist}", artist, i, guidance)
-                )
+                prompt = f"{with_article(noun)} by {artist}"
+                rows.append(Row(name, group, "in-domain", prompt, artist, i, guidance))
             else:
-                rows.append(Row(f"{group}-r{i:04d}", group, "retain", with_article(noun), noun, i, guidance))
+                rows.append(Row(name, group, "cross-domain", with_article(noun), noun, i, guidance))
     return rows
 
 

@@ -18,7 +18,7 @@ _SHOWN = 200  # rows of the drill-down; the manifest has all
 def cells(numbers: dict[str, Any]) -> dict[str, str]:
     """One variant's numbers as short texts, by column."""
     found: dict[str, str] = {}
-    for name in ("UA", "RA"):
+    for name in ("UA", "RA", "IRA", "CRA"):
         if name in numbers.get("accuracy", {}):
             found[f"{name} %"] = _percent(numbers["accuracy"][name])
     for attack, value in numbers.get("attacks", {}).items():
@@ -32,6 +32,8 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
         found["CLIP score"] = f"{numbers['clip score']['mean']:.2f}"
     if "retain" in numbers.get("drift", {}):
         found["drift of retained %"] = f"{100 * numbers['drift']['retain']['mean']:.2f}"
+    if "retain" in numbers.get("lpips", {}):
+        found["LPIPS of retained"] = f"{numbers['lpips']['retain']['mean']:.4f}"
     for name in ("frechet", "kid", "cmmd"):
         if f"{name} to the original" in numbers:
             found[f"{name} to original"] = f"{numbers[f'{name} to the original']['value']:.4g}"
@@ -103,6 +105,8 @@ def page(result: dict[str, Any], run: Path) -> str:
         _plot(result),
         "<h2>By concept</h2>",
         _groups(result),
+        "<h2>Certificates</h2>",
+        _certificates(result),
         "<h2>Every prompt</h2>",
     ]
     manifests = {}
@@ -156,6 +160,34 @@ def _groups(result: dict[str, Any]) -> str:
                 kind = "" if value is None else "good" if value >= 0.9 else "bad" if value < 0.7 else ""
                 lines.append(f'<td class="{kind}">' + ("-" if value is None else f"{100 * value:.0f}"))
     return "".join(lines) + "</table>"
+
+
+def _certificates(result: dict[str, Any]) -> str:
+    """What each edit does by algebra, with the spectrum of its forget features as bars."""
+    columns = {
+        "rank": "rank",
+        "forget_residual": "forget residual",
+        "retain_drift": "retain drift",
+        "null_change": "empty prompt",
+        "norm": "gain",
+        "revivable": "revivable",
+    }
+    lines = ["<table><tr><th>variant<th>concept" + "".join(f"<th>{c}" for c in columns.values()) + "<th>spectrum"]
+    for variant, numbers in result["variants"].items():
+        for concepts in numbers.get("certificates", {}).values():
+            for concept, values in concepts.items():
+                cells_ = "".join(f"<td>{values.get(c, '-'):.3g}" if c in values else "<td>-" for c in columns)
+                lines.append(f"<tr><th>{html.escape(variant)}<td>{html.escape(concept)}{cells_}<td>")
+                lines.append(_bars(values.get("spectrum", [])))
+    return "".join(lines) + "</table>" if len(lines) > 1 else "<p>No erasures in this run.</p>"
+
+
+def _bars(shares: Sequence[float]) -> str:
+    bars = "".join(
+        f'<rect x="{12 * i}" y="{30 - 30 * s:.1f}" width="9" height="{30 * s:.1f}" fill="#b00020"/>'
+        for i, s in enumerate(shares)
+    )
+    return f'<svg width="100" height="30" role="img" aria-label="spectrum">{bars}</svg>'
 
 
 def _plot(result: dict[str, Any]) -> str:

@@ -78,8 +78,8 @@ def papers() -> list[str]:
     lines = [
         "## The papers' tables on SD 1.4",
         "",
-        "One command each, on a GPU and with the Hub within reach. `nudity.safetensors` comes from `erase-concept erase",
-        f"{_SD14} --forget set:nudity --out nudity.safetensors`. The last column is empty because the machine that made",
+        "One command each, on a GPU with the Hub within reach. `nudity.safetensors` comes from `erase-concept erase",
+        f"{_SD14} --forget set:nudity --out nudity.safetensors`. The last column is empty: the machine that made",
         "this page has neither; where the one before is empty, papers differ too much in how they count to quote one.",
         "",
         "| table | `erase-concept eval run` … | metric | published, SD 1.4 | published, erased | ours |",

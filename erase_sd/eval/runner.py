@@ -25,6 +25,8 @@ from erase_sd.eval.protocol import Protocol, Row
 from erase_sd.files import atomic_path, file_hash
 
 ORIGINAL = "original"
+# Which accuracies a row of each role enters.
+NAMES = {"forget": ("UA",), "retain": ("RA",), "in-domain": ("RA", "IRA"), "cross-domain": ("RA", "CRA")}
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,13 @@ def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[
     distances = [m for m in protocol.metrics if m in ("frechet", "kid", "cmmd")]
     pixels: dict[str, np.ndarray] = {}
     for v in variants:
-        if distances or "drift" in protocol.metrics:
+        if {"drift", "lpips", *distances} & set(protocol.metrics):
             images = open_images([out / v.name / e["file"] for e in entries[v.name]])
             if distances:
                 features[v.name] = extract(protocol.features, images)
-            if "drift" in protocol.metrics:
+            if {"drift", "lpips"} & set(protocol.metrics):
                 pixels[v.name] = np.stack([np.asarray(i, np.float32) / 255 for i in images])
-    stays = np.array([r.role == "retain" for r in protocol.rows])
+    stays = np.array([r.role != "forget" for r in protocol.rows])
     for v in variants:
         numbers: dict[str, Any] = {"about": v.about}
         if "accuracy" in protocol.metrics:
@@ -250,11 +252,15 @@ def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[
             numbers["counts"] = counts(labels[v.name], labels.get(ORIGINAL))
         if "clip-score" in protocol.metrics:
             numbers["clip score"] = clip_score(protocol, [out / v.name / e["file"] for e in entries[v.name]])
-        if ORIGINAL in pixels and v.name in pixels:
-            change = np.abs(pixels[v.name] - pixels[ORIGINAL]).mean((1, 2, 3))
-            numbers["drift"] = {
-                role: _interval(change[mask]) for role, mask in (("forget", ~stays), ("retain", stays)) if mask.any()
-            }
+        certificates = {g: certificate for g in protocol.groups if (certificate := _certificate(v, g))}
+        if certificates:
+            numbers["certificates"] = certificates
+        for metric, distance in (("drift", pixel_change), ("lpips", lpips)):
+            if metric in protocol.metrics and ORIGINAL in pixels:
+                change = distance(pixels[v.name], pixels[ORIGINAL])
+                numbers[metric] = {
+                    r: _interval(change[mask]) for r, mask in (("forget", ~stays), ("retain", stays)) if mask.any()
+                }
         keep = stays if stays.any() else np.ones(len(stays), bool)
         functions = {"frechet": frechet_distance, "kid": kernel_distance, "cmmd": cmmd}
         for name in distances:
@@ -266,6 +272,45 @@ def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[
     return result
 
 
+def pixel_change(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of images `(n, h, w, 3)` in 0..1, `(n,)`."""
+    return np.abs(a - b).mean((1, 2, 3))
+
+
+def lpips(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Learned perceptual distance (AlexNet) of images `(n, h, w, 3)` in 0..1, `(n,)`.
+
+    Raises:
+        ValueError: If its backbone is not here (it comes with torchvision, and its weights from the network).
+    """
+    import torch
+
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).net.eval()
+    except Exception as error:
+        raise ValueError("LPIPS needs torchvision and its AlexNet weights; take lpips out of the metrics") from error
+    pairs = [torch.from_numpy(x).permute(0, 3, 1, 2) for x in (a, b)]
+    with torch.no_grad():
+        rows = [network(x, y, normalize=True).flatten() for x, y in zip(*(p.split(16) for p in pairs), strict=True)]
+    return torch.cat(rows).double().numpy()
+
+
+def _certificate(variant: Variant, group: str) -> dict[str, Any]:
+    """The certificates of what a variant applies for a group, by concept, rounded."""
+    erasure = variant.erasure(group)
+
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: short(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [short(v) for v in value]
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    return {p.name: short(p.certificate) for p in erasure.parts} if erasure is not None else {}
+
+
 def _interval(values: Iterable[float]) -> dict[str, float]:
     data = [float(v) for v in values]
     low, high = bootstrap(data)
@@ -275,21 +320,22 @@ def _interval(values: Iterable[float]) -> dict[str, float]:
 def accuracy(rows: Sequence[Row], labels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """UA (share of forget images without the concept) and RA (share of retain images that are right).
 
-    With 95 % bootstrap intervals over images, and the same for each group.
+    With 95 % bootstrap intervals over images, and the same for each group. Where the protocol tells them apart
+    also IRA and CRA, retained accuracy in the concept's own domain and across (UnlearnCanvas, arXiv 2402.11846).
     """
     hits: dict[tuple[str, str], list[float]] = {}
     for row, record in zip(rows, labels, strict=True):
         if row.want:
             right = float(row.want in record["labels"])
-            hits.setdefault((row.group, row.role), []).append(1 - right if row.role == "forget" else right)
-    names = {"forget": "UA", "retain": "RA"}
+            for name in NAMES[row.role]:
+                hits.setdefault((row.group, name), []).append(1 - right if name == "UA" else right)
     result: dict[str, Any] = {}
-    for role, name in names.items():
-        flat = [h for (_, r), values in hits.items() if r == role for h in values]
+    for name in ("UA", "RA", "IRA", "CRA"):
+        flat = [h for (_, n), values in hits.items() if n == name for h in values]
         if flat:
             result[name] = _interval(flat)
     result["groups"] = {
-        group: {names[r]: round(float(np.mean(v)), 6) for (g, r), v in hits.items() if g == group}
+        group: {n: round(float(np.mean(v)), 6) for (g, n), v in hits.items() if g == group}
         for group in dict.fromkeys(g for g, _ in hits)
     }
     return result
