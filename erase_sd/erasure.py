@@ -94,7 +94,13 @@ class Erasure:
         """The joint edit of all parts, for each text stream."""
         if not self.parts:
             raise ValueError("this erasure is empty: all concepts were taken out")
-        return {s: joint([p.edits[s].scaled(p.strength) for p in self.parts]) for s in sorted(self.parts[0].edits)}
+        # What a part has above 1 also reaches what concepts share, and the parts' would add up: they share it.
+        count = len(self.parts)
+        strengths = [min(p.strength, 1 + (p.strength - 1) / count) for p in self.parts]
+        return {
+            s: joint([p.edits[s].scaled(by) for p, by in zip(self.parts, strengths, strict=True)])
+            for s in sorted(self.parts[0].edits)
+        }
 
     @property
     def edit(self) -> LowRankEdit:

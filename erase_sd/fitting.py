@@ -174,7 +174,7 @@ def fit(
         method: Name in `erase_sd.methods.METHODS`.
         toward: Where methods with a target move the concept; default: the method's own.
         tokens: Token rule of the forget features; default: the method's own.
-        strength: 1 is the method's own edit; 0 changes nothing; default: 1, for a style the method's own.
+        strength: 1 is the method's own edit; 0 changes nothing; default: the method's own.
         contexts: Sentences that short forget prompts are put in; default: the method's own.
         name: Name of the concept in the artifact; default: the first forget prompt.
         weights: Base tensors the edit is for, by name; recorded as hashes.
@@ -199,7 +199,7 @@ def fit(
         raise ValueError(f"{method} has no target to move toward; uce, rece and speed have")
     if strength is None:
         # A map past the projection can be inverted, so robust erasures do not go there.
-        strength = spec.style_strength if is_style(forget) and not robust else 1.0
+        strength = 1.0 if robust else spec.style_strength if is_style(forget) else spec.strength
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
     settings = {**spec.options, **options}

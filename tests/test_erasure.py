@@ -40,8 +40,10 @@ def test_sum_is_order_independent_and_difference_undoes_it(cat, dog):
     assert torch.equal(both.edit.matrix, other.edit.matrix)
     torch.testing.assert_close((both - cat).edit.matrix, dog.edit.matrix, atol=1e-10, rtol=0)
     torch.testing.assert_close((both - "dog").edit.matrix, cat.edit.matrix, atol=1e-10, rtol=0)
-    for one in (cat, dog):  # each concept goes as far as it went alone
-        torch.testing.assert_close(both.edit.matrix @ one.edit.A, one.edit.matrix @ one.edit.A, atol=1e-6, rtol=0)
+    for one in (cat, dog):  # each is projected out; what it had above 1 is shared between the two
+        A, s = one.parts[0].edits["tokens"].A, one.parts[0].strength
+        assert s > 1
+        torch.testing.assert_close(both.edit.matrix @ A, -(s - 1) / 2 * A, atol=1e-6, rtol=0)
 
 
 def test_what_cannot_be_combined(cat, encoder):

@@ -72,7 +72,7 @@ def add_concept(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
     )
-    p.add_argument("--strength", type=float, help="0 changes nothing, 1 (default; more for a style) the method's own")
+    p.add_argument("--strength", type=float, help="0 changes nothing, 1 projects out; default: the method's own")
     p.add_argument(
         "--robust",
         action="store_true",

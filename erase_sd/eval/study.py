@@ -60,7 +60,7 @@ IN_SCENES = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "rayleigh": [
         {},
-        {"strength": 1.25},
+        {"strength": 1.0},
         {"share": 0.03},
         {"epsilon": 1e-2},
         {"rank": 1},
@@ -132,7 +132,7 @@ def target(kind: str, name: str) -> Target:
         tuple(with_article(n) for c in gone for n in (*c.names[1:], *c.held_out)),
         tuple(pool[:20]),
         tuple(pool[:6]),
-        tuple(pool[20:26]),
+        tuple(pool[20:] if kind == "ten" else pool[20:26]),
         tuple(near),
     )
 
@@ -287,7 +287,11 @@ class Study:
     def _key(self, phase: str, method: str, setting: dict[str, Any] | None, t: Target, count: int) -> str:
         """Names a measurement; a method whose defaults change is measured again."""
         spec = METHODS.get(method)
-        defaults = [spec.options, spec.tokens, spec.contexts, spec.retain] if spec else []
+        defaults: list[Any] = [spec.options, spec.tokens, spec.contexts, spec.retain] if spec else []
+        if spec and spec.strength != 1:
+            defaults += [spec.strength, spec.style_strength]
+        if t.kind == "ten":
+            defaults.append(t.kept_out)
         told = [phase, method, setting, defaults, NEAR, t.kind, t.name, t.probes, t.synonyms, count, STEPS]
         return json.dumps(told, sort_keys=True)
 

@@ -30,8 +30,9 @@ class Method:
         anchor: Default `--toward` prompt, for methods that move a concept somewhere; None if it has
             no target.
         kinds: Which projections it edits, "k", "v" or both.
-        style_strength: Default strength where the concept is a style: it spreads over every word of a prompt, and a
-            projection leaves some of it.
+        strength: Default strength. A projection removes what the forget prompts' own sentences show; a quarter more
+            reverses it, which also reaches other sentences, where the detectors see only some of the concept.
+        style_strength: The same for styles, which spread over every word of a prompt.
         options: Names and defaults of its own options.
     """
 
@@ -43,6 +44,7 @@ class Method:
     contexts: tuple[str, ...] = ("{}",)
     anchor: str | None = None
     kinds: str = "kv"
+    strength: float = 1.0
     style_strength: float = 1.0
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
 
@@ -73,7 +75,8 @@ METHODS: dict[str, Method] = {
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
         contexts=_SENTENCES,
         retain="background",
-        style_strength=1.25,
+        strength=1.25,
+        style_strength=1.5,
         options={"rank": 0, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
     ),
     "unlink": Method(
