@@ -172,12 +172,12 @@ def _parquet(path: Path, size: int | None) -> Data:
     missing = [c for c in ("image", "label", "split") if c not in table]
     if missing:
         raise ValueError(f"{path} has no column {missing[0]}; it has {', '.join(map(str, table.columns))}")
-    parts = []
+    parts: list[Tensor] = []
     for split in ("train", "test"):
         rows = table[table["split"] == split]
         parts += [_pixels(_decoded(list(rows["image"]), size), path.stem), torch.tensor(list(rows["label"])).long()]
     count = int(table["label"].max()) + 1
-    return Data(path.stem, *parts, tuple(str(c) for c in range(count)))
+    return Data(path.stem, parts[0], parts[1], parts[2], parts[3], tuple(str(c) for c in range(count)))
 
 
 def _folder(path: Path, size: int | None) -> Data:
@@ -186,14 +186,14 @@ def _folder(path: Path, size: int | None) -> Data:
     classes = tuple(sorted(p.name for p in (path / "train").glob("*") if p.is_dir()))
     if not classes:
         raise ValueError(f"{path} holds no train/CLASS folders")
-    parts = []
+    parts: list[Tensor] = []
     for split in ("train", "test"):
         files = [(f, i) for i, c in enumerate(classes) for f in sorted((path / split / c).glob("*"))]
         if not files:
             raise ValueError(f"{path / split} holds no images")
         pictures = [Image.open(f) for f, _ in files]
         parts += [_pixels(_decoded(pictures, size), path.name), torch.tensor([i for _, i in files])]
-    return Data(path.name, *parts, classes)
+    return Data(path.name, parts[0], parts[1], parts[2], parts[3], classes)
 
 
 def _hub(name: str, size: int | None) -> Data:
@@ -206,7 +206,8 @@ def _hub(name: str, size: int | None) -> Data:
         loaded = datasets.load_dataset(about["id"], about.get("config"))
     except Exception as error:  # no network, no such cache: many kinds
         raise ValueError(f"{name} ({about['id']}) cannot be had here; give a local .npz or folder: {error}") from error
-    parts, fine = [], []
+    parts: list[Tensor] = []
+    fine: list[tuple[str, ...] | None] = []
     for split in ("train", about.get("test", "test")):
         rows = loaded[split]
         parts += [_pixels(_decoded(rows[about["image"]], size), name), torch.tensor(rows[about["label"]])]
@@ -214,4 +215,5 @@ def _hub(name: str, size: int | None) -> Data:
             names = rows.features[about["fine"]].names
             fine.append(tuple(names[i] for i in rows[about["fine"]]))
     classes = tuple(loaded["train"].features[about["label"]].names)
-    return Data(name, *parts, classes, *(fine or (None, None)))
+    fine = fine or [None, None]
+    return Data(name, parts[0], parts[1], parts[2], parts[3], classes, fine[0], fine[1])

@@ -60,9 +60,7 @@ class Task:
         if not len(self.forget):
             raise ValueError(f"{self.name}: there is nothing to forget")
         if not len(self.retain):
-            raise ValueError(
-                f"{self.name}: nothing is left to retain; forgetting everything is retraining from nothing"
-            )
+            raise ValueError(f"{self.name}: nothing is left to retain; to forget everything, train anew")
         for part in (self.forget, self.retain, self.test, self.test_forget):
             if len(part) and not 0 <= int(part.y.min()) <= int(part.y.max()) < self.outputs:
                 raise ValueError(f"expected labels in 0..{self.outputs - 1}, got up to {int(part.y.max())}")
