@@ -73,8 +73,8 @@ def load_data(where: str, *, size: int | None = None) -> Data:
     """Load a data set.
 
     Args:
-        where: "digits" (scikit-learn's, offline), a path to an `.npz`, `.parquet` or image folder
-            (`train/CLASS/*.png`, `test/CLASS/*.png`), or a name that the Hub has (see `HUB`).
+        where: "digits" (scikit-learn's) or "emoji" (renders of the embedded world), both offline; a path to an
+            `.npz`, `.parquet` or image folder (`train/CLASS/*.png`, `test/CLASS/*.png`), or a name that the Hub has (see `HUB`).
         size: Side to scale images to.
 
     Raises:
@@ -82,6 +82,8 @@ def load_data(where: str, *, size: int | None = None) -> Data:
     """
     if where == "digits":
         return _digits()
+    if where == "emoji":
+        return _emoji()
     path = Path(where)
     if path.suffix == ".npz":
         return _npz(path, size)
@@ -91,7 +93,7 @@ def load_data(where: str, *, size: int | None = None) -> Data:
         return _folder(path, size)
     if where in HUB:
         return _hub(where, size)
-    raise ValueError(f"no data {where!r}: digits, an .npz, a .parquet, an image folder, or {', '.join(HUB)}")
+    raise ValueError(f"no data {where!r}: digits, emoji, an .npz, a .parquet, an image folder, or {', '.join(HUB)}")
 
 
 def _digits() -> Data:
@@ -104,6 +106,32 @@ def _digits() -> Data:
     order = torch.stack([torch.cumsum(y == c, 0) * (y == c) for c in range(10)]).sum(0)
     test = order % 5 == 0
     return Data("digits", x[~test], y[~test], x[test], y[test], tuple(str(c) for c in range(10)))
+
+
+def _emoji(train: int = 30, test: int = 20) -> Data:
+    """Scenes of one object each, for all objects of the embedded world; the finer name is the artist's."""
+    from dataclasses import replace
+
+    from erase_sd.emoji.render import available_objects, render
+    from erase_sd.emoji.world import load_world, sample_scene
+
+    world, held = load_world(), available_objects()
+    rng = np.random.default_rng(2024)
+    parts: list[tuple[Tensor, Tensor, tuple[str, ...]]] = []
+    for count in (train, test):
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        artists: list[str] = []
+        for i in range(len(world.names)):
+            while len(labels) < (i + 1) * count:
+                scene = sample_scene(rng, pairs=0)
+                if i in held[scene.artist]:
+                    images.append(render(replace(scene, objects=(i,))))
+                    labels.append(i)
+                    artists.append(world.artists[scene.artist])
+        parts.append((_pixels(np.stack(images), "emoji"), torch.tensor(labels), tuple(artists)))
+    (a, b, c), (d, e, f) = parts
+    return Data("emoji", a, b, d, e, tuple(world.names), c, f)
 
 
 def _pixels(images: np.ndarray, name: str) -> Tensor:

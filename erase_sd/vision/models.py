@@ -145,6 +145,29 @@ class ZeroShot(nn.Module):
         return self.scale * seen @ self.names.T
 
 
+def zero_shot(
+    clip: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str] = ("a photo of {}",)
+) -> ZeroShot:
+    """A zero-shot classifier of a `CLIPModel`: the mean unit embedding of each class name in the templates."""
+    with torch.no_grad():
+        total: Tensor | None = None
+        for template in templates:
+            inputs = tokenizer([template.format(c) for c in classes], padding="max_length", return_tensors="pt")
+            out = clip.text_projection(clip.text_model(inputs.input_ids).pooler_output)
+            total = F.normalize(out, dim=1) if total is None else total + F.normalize(out, dim=1)
+    assert total is not None
+    return ZeroShot(clip, total).eval()
+
+
+def emoji_clip() -> ZeroShot:
+    """The embedded CLIP as a classifier of the embedded world's objects."""
+    from erase_sd.emoji.models import load_clip
+    from erase_sd.emoji.world import load_world, with_article
+
+    clip, tokenizer = load_clip()
+    return zero_shot(clip, tokenizer, [with_article(n) for n in load_world().names])
+
+
 def build(name: str, classes: int, channels: int = 3, *, seed: int = 0) -> nn.Module:
     """A fresh network by name.
 
@@ -162,7 +185,8 @@ def load_model(where: str, classes: int, channels: int = 3) -> nn.Module:
     """Load a classifier.
 
     Args:
-        where: `ARCHITECTURE:FILE.safetensors`, a transformers folder or Hub id of an image classifier,
+        where: `ARCHITECTURE:FILE.safetensors`, "emoji-clip" (embedded, zero-shot), a transformers folder or Hub id of
+            an image classifier,
             or an architecture's name for a fresh network.
         classes: Number of classes.
         channels: Of the input.
@@ -171,6 +195,8 @@ def load_model(where: str, classes: int, channels: int = 3) -> nn.Module:
         ValueError: If it cannot be loaded or does not fit.
     """
     name, _, file = where.partition(":")
+    if name == "emoji-clip":
+        return emoji_clip()
     if name in ARCHITECTURES:
         model = build(name, classes, channels)
         return load_weights(model, Path(file)) if file else model
