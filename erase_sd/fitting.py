@@ -197,12 +197,14 @@ def fit(
         raise ValueError(f"{method} has no option {unknown[0]!r}; it has {', '.join(spec.options)}")
     if toward is not None and spec.anchor is None:
         raise ValueError(f"{method} has no target to move toward; uce, rece and speed have")
+    style = dict(spec.style) if is_style(clean(forget)) else {}
     if strength is None:
         # A map past the projection can be inverted, so robust erasures do not go there.
-        strength = 1.0 if robust else spec.style_strength if is_style(forget) else spec.strength
+        strength = 1.0 if robust else style.get("strength", spec.strength)
+    style.pop("strength", None)
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
-    settings = {**spec.options, **options}
+    settings = {**spec.options, **style, **options}
     task = Task(
         encoder,
         tuple(forget),

@@ -124,7 +124,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _defaults() -> str:
-    return json.dumps({name: [m.options, m.contexts, m.tokens, m.retain] for name, m in METHODS.items()})
+    return json.dumps(
+        {name: [m.options, m.contexts, m.tokens, m.retain, m.strength, m.style] for name, m in METHODS.items()}
+    )
 
 
 def _same_code(run: Path) -> bool:

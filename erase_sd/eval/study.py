@@ -289,7 +289,9 @@ class Study:
         spec = METHODS.get(method)
         defaults: list[Any] = [spec.options, spec.tokens, spec.contexts, spec.retain] if spec else []
         if spec and spec.strength != 1:
-            defaults += [spec.strength, spec.style_strength]
+            defaults.append(spec.strength)
+        if spec and spec.style and t.kind == "artist":
+            defaults.append(spec.style)
         if t.kind == "ten":
             defaults.append(t.kept_out)
         told = [phase, method, setting, defaults, NEAR, t.kind, t.name, t.probes, t.synonyms, count, STEPS]

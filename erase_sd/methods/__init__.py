@@ -32,8 +32,8 @@ class Method:
         kinds: Which projections it edits, "k", "v" or both.
         strength: Default strength. A projection removes what the forget prompts' own sentences show; a quarter more
             reverses it, which also reaches other sentences, where the detectors see only some of the concept.
-        style_strength: The same for styles, which spread over every word of a prompt.
         options: Names and defaults of its own options.
+        style: What is otherwise for styles, which spread over every word of a prompt: options, and the strength.
     """
 
     where: str
@@ -45,8 +45,8 @@ class Method:
     anchor: str | None = None
     kinds: str = "kv"
     strength: float = 1.0
-    style_strength: float = 1.0
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
+    style: dict[str, float] = field(default_factory=dict)
 
     def load(self) -> Callable[..., LowRankEdit]:
         """Import the function behind this method."""
@@ -76,7 +76,7 @@ METHODS: dict[str, Method] = {
         contexts=_SENTENCES,
         retain="background",
         strength=1.25,
-        style_strength=1.5,
+        style={"strength": 1.5, "share": 0.03},
         options={"rank": 0, "share": 0.1, "epsilon": 1e-3, "variant": "hard", "protect_null": True},
     ),
     "unlink": Method(

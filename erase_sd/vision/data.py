@@ -74,7 +74,8 @@ def load_data(where: str, *, size: int | None = None) -> Data:
 
     Args:
         where: "digits" (scikit-learn's) or "emoji" (renders of the embedded world), both offline; a path to an
-            `.npz`, `.parquet` or image folder (`train/CLASS/*.png`, `test/CLASS/*.png`), or a name that the Hub has (see `HUB`).
+            `.npz`, `.parquet` or image folder (`train/CLASS/*.png`, `test/CLASS/*.png`), or a name that the Hub has
+            (see `HUB`).
         size: Side to scale images to.
 
     Raises:
