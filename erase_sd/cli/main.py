@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write an erasure as a PEFT or kohya LoRA",
     "verify": "check an erasure file or an erased checkpoint",
     "eval": "run, compare and report evaluations by protocol",
+    "vision": "unlearn classes and samples from classifiers, ViTs and CLIP",
     "generate": "images from a model, with or without an erasure",
     "prompts": "list or show prompt sets",
     "methods": "list the methods, their options and sources",
