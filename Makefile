@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study results bench faults clean
+.PHONY: demo test lint types train-emoji validate-emoji study results bench bench-vision faults clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -43,6 +43,9 @@ results: $(STAMP)  ## every method on every offline protocol; writes docs/result
 
 bench: $(STAMP)  ## speed and memory at real size; writes docs/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m erase_sd.bench
+
+bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/vision.md; 45 minutes, resumes
+	@$(BIN)/python -m erase_sd.bench.vision
 
 faults: $(STAMP)  ## kill, fill, damage: writes docs/faults.md
 	@$(BIN)/python -m erase_sd.bench.faults
