@@ -1,6 +1,7 @@
 """Classifier unlearning: theorems of the features and edits, every method on one table, each baseline's reference."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from erase_sd.cli.main import main
 from erase_sd.edit import LowRankEdit
 from erase_sd.methods.problem import Problem
 from erase_sd.methods.rayleigh import rayleigh as rayleigh_edit
@@ -20,6 +22,7 @@ from erase_sd.vision import baselines as b
 from erase_sd.vision.layers import Layer, collect, edited, layers
 from erase_sd.vision.metrics import average_gap, relearn
 from erase_sd.vision.models import load_model, load_weights, save_weights
+from erase_sd.vision.tables import Setting, cases, headed, run
 from erase_sd.vision.task import Samples, Task
 from erase_sd.vision.train import accuracy, cross_entropy, logits, one_cycle, sgd
 
@@ -579,3 +582,89 @@ def test_gf_moves_by_its_formula(trained, task):
         P.append(vh.T @ torch.diag(alpha * energy / ((alpha - 1) * energy + 1)) @ vh)
     want = trained[5].weight.double() @ (torch.eye(64) - P[0] + P[1] @ P[0])
     torch.testing.assert_close(new[5].weight.double(), want, atol=1e-5, rtol=1e-4)
+
+
+class TestCommand:
+    FAST = ("--model", "mlp", "--train", "--epochs", "4", "--data", "digits")
+
+    def test_unlearn_measures_and_writes(self, tmp_path, capsys):
+        out = tmp_path / "new.safetensors"
+        argv = ["vision", "unlearn", *self.FAST, "--forget", "class:3", "--out", str(out), "--json"]
+        assert main(argv) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["after"]["UA"] > 90 > report["before"]["UA"] and report["method"] == "rayleigh"
+        x = load_data("digits").test_x
+        assert logits(load_model(f"mlp:{out}", 10, 1), x).shape == (len(x), 10)
+        assert main(argv) == 2 and "exists" in capsys.readouterr().err
+        assert main([*argv[:-3], "--dry-run"]) == 0
+        assert "samples to forget" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["unlearn", "--model", "mlp", "--forget", "class:3"], "mlp is untrained"),
+            (["unlearn", "--model", "nowhere", "--forget", "class:3"], "no model 'nowhere'"),
+            (["unlearn", "--model", "mlp", "--train", "--data", "x.npz", "--forget", "class:3"], "cannot read x.npz"),
+            (
+                ["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rnk=2"],
+                "has no option 'rnk'",
+            ),
+            (["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rank"], "key=value"),
+            (["fly"], "no action 'fly'"),
+            (["table", "class-wise", "--model", "mlp", "--classes", "x", "--out", "o"], "--classes such as"),
+        ],
+    )
+    def test_wrong_use(self, argv, message, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["vision", *argv]) == 2
+        err = capsys.readouterr().err
+        assert message in err and len(err.strip().splitlines()) == 1
+
+    def test_methods_are_listed(self, capsys):
+        assert main(["vision", "methods", "--json"]) == 0
+        assert set(json.loads(capsys.readouterr().out)) == set(METHODS)
+
+    def test_a_table_is_resumed(self, tmp_path, capsys):
+        argv = ["vision", "table", "class-wise", *self.FAST, "--classes", "3", "--method", "rayleigh", "--method",
+                "mask", "--no-retrain", "--out", str(tmp_path)]  # fmt: skip
+        assert main(argv) == 0
+        first = json.loads((tmp_path / "class-wise.json").read_text())
+        assert [r["row"] for r in first] == ["original", "rayleigh", "mask"] and first[2]["mean"]["UA"] == 100
+        (journal,) = tmp_path.glob("*.jsonl")
+        lines = journal.read_text().splitlines()
+        journal.write_text("\n".join([*lines[:2], lines[2][:40]]))  # the last line was cut
+        assert main(argv) == 0
+        again = json.loads((tmp_path / "class-wise.json").read_text())
+        drop = lambda rows: [{k: v for k, v in r["mean"].items() if k != "seconds"} for r in rows]  # noqa: E731
+        assert drop(again) == drop(first)
+        assert (tmp_path / "class-wise.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("table", ["multi-class", "random", "shots", "ranks", "external", "layers", "gf"])
+def test_every_table_has_cases(digits, table):
+    found = cases(table, digits, methods=["rayleigh", "unlink", "mask"], classes=[0, 1], seeds=2)
+    assert len({c.row for c in found}) >= 2 and {c.seed for c in found} == {0, 1}
+
+
+def test_incremental_and_depoison_tables(digits, trained, tmp_path):
+    setting = Setting(digits, lambda seed: trained, "digits", False, "mlp digits")
+    rows = run("incremental", setting, tmp_path, methods=[], classes=[0, 1, 2, 3], seeds=1)
+    assert [r["row"] for r in rows] == [f"PGU after {i}" for i in (1, 2, 3, 4)]
+    assert rows[-1]["mean"]["D_f error"] > 70 and rows[-1]["mean"]["D_test error"] < 30
+
+
+def test_headed_gives_the_same_numbers(digits, trained, task):
+    head, features = headed(trained, digits)
+    a = unlearn(trained, task).model
+    b_ = unlearn(head, make_task(features, "class:3")).model
+    torch.testing.assert_close(logits(a, digits.test_x), logits(b_, features.test_x), atol=1e-4, rtol=1e-4)
+
+
+def test_emoji_clip_forgets_an_object():
+    data = load_data("emoji")
+    t = make_task(data, "class:pizza")
+    t = Task(t.forget, t.retain.sample(300), t.test.sample(200), t.test_forget, t.classes, t.outputs, t.name)
+    model = load_model("emoji-clip", len(data.classes))
+    new = unlearn(model, t).model
+    assert accuracy(model, t.forget) > 80 and accuracy(new, t.forget) < 10
+    assert accuracy(new, t.test) > accuracy(model, t.test) - 5

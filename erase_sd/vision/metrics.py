@@ -76,10 +76,10 @@ def relearn(model: nn.Module, task: Task, *, shots: int = 1, seed: int = 0) -> f
     few = torch.cat([torch.nonzero(task.forget.y == c)[:, 0][:shots] for c in task.classes])
     kept = task.retain.sample(2000, seed)
     x = torch.cat([penultimate(model, kept.x), penultimate(model, task.forget.x[few])]).double()
-    scale = x.std(0).clamp(min=1e-6)
+    centre, scale = x.mean(0), x.std(0).clamp(min=1e-6)
     y = torch.cat([kept.y, task.forget.y[few]]).numpy()
-    fitted = LogisticRegression(max_iter=300, class_weight="balanced").fit((x / scale).numpy(), y)
-    seen = (penultimate(model, task.test_forget.x).double() / scale).numpy()
+    fitted = LogisticRegression(max_iter=5000, tol=1e-3, class_weight="balanced").fit(((x - centre) / scale).numpy(), y)
+    seen = ((penultimate(model, task.test_forget.x).double() - centre) / scale).numpy()
     return 100 * float((fitted.predict(seen) == task.test_forget.y.numpy()).mean())
 
 
