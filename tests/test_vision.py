@@ -449,6 +449,15 @@ class TestPgu:
         assert accuracy(model, both.forget) < 25 and accuracy(model, both.test) > 75
         assert set(left.bases) == set(cache.bases)
 
+    def test_single_samples_stop_at_unseen_ones(self, trained, digits):
+        """Forgotten samples end no better known than unseen ones, and the rest stays."""
+        t = make_task(digits, "random:0.05", seed=1)
+        assert t.validation is not None and len(t.validation) + len(t.test) == len(digits.test_y)
+        new = unlearn(trained, t, "pgu", gamma=0.9).model
+        assert accuracy(new, t.forget) <= accuracy(new, t.validation) + 3 and accuracy(new, t.retain) > 88
+        with pytest.raises(ValueError, match="needs unseen samples"):
+            unlearn(trained, Task(t.forget, t.retain, t.test, t.test_forget, (), 10, "x"), "pgu")
+
     def test_depoisoning(self, digits):
         """Samples with a wrong label lose it."""
         y = digits.train_y.clone()

@@ -18,7 +18,7 @@ PLAN: dict[str, list[str]] = {
     "emoji-objects": [*METHODS],
     "emoji-policy": [*METHODS],
     "emoji-artists": [*METHODS],
-    "emoji-attack": [DEFAULT, "unlink-oblique", "unlink", "uce", "rece"],
+    "emoji-attack": [DEFAULT, "unlink", "uce"],
 }
 
 INTRODUCTION = """# Results on the embedded model

@@ -153,8 +153,8 @@ def pgu(
         seed: Of their order.
         cache: Core gradient space of *all* training samples; what is forgotten is subtracted from it.
         loss: `forget_loss` or `depoison_loss`.
-        stop: Stop early: for whole classes when no forget sample is recognised any more, else when the test accuracy
-            exceeds the forget accuracy; of the last two epochs the nearer one counts.
+        stop: Stop early: for whole classes when no forget sample is recognised any more, else when the accuracy on
+            `task.validation` exceeds that on forget samples; of the last two epochs the nearer one counts.
         last: For depoisoning, how the last layer may move within its space.
 
     Source: arXiv 2312.04095, with the loss that its text and code mean.
@@ -167,7 +167,9 @@ def pgu(
     projected = Projected(new, spaces)
     inner = last.attach(new, spaces) if last is not None else []
     generator = torch.Generator().manual_seed(seed)
-    held = task.test.sample(1000)
+    held = task.validation
+    if stop and not task.classes and held is None:
+        raise ValueError("to know when to stop, PGU needs unseen samples (task.validation), or stop = False")
     before: tuple[float, dict[str, Tensor]] | None = None
     with evaluating(new):  # batch norm's statistics are the retained data's; they stay
         for epoch in range(epochs):
@@ -187,7 +189,7 @@ def pgu(
                 raise ValueError(f"PGU diverged: lower the learning rate ({lr})")
             if stop:
                 found = accuracy(new, task.forget)
-                gap = found - (0.0 if task.classes else accuracy(new, held))
+                gap = found - (0.0 if task.classes or held is None else accuracy(new, held))
                 state = {k: v.clone() for k, v in new.state_dict().items()}
                 if gap <= 0:
                     if before is not None and abs(before[0]) < abs(gap):

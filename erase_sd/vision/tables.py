@@ -204,7 +204,9 @@ def _shown(task: Task, case: Case) -> Task:
     forget = task.test_forget if case.external else task.forget
     if case.shots is not None:
         forget = forget.sample(case.shots, case.seed)
-    return Task(forget, task.retain, task.test, task.test_forget, task.classes, task.outputs, task.name)
+    return Task(
+        forget, task.retain, task.test, task.test_forget, task.classes, task.outputs, task.name, task.validation
+    )
 
 
 def _numbers(model: nn.Module, task: Task, seconds: float, seed: int) -> dict[str, float]:

@@ -46,6 +46,7 @@ class Task:
         classes: Forgotten classes; empty unless whole classes go.
         outputs: Number of classes of the model.
         name: "class:3", "random:0.1", ….
+        validation: Unseen samples that methods may look at to know when to stop; None for whole classes.
     """
 
     forget: Samples
@@ -55,6 +56,7 @@ class Task:
     classes: tuple[int, ...]
     outputs: int
     name: str
+    validation: Samples | None = None
 
     def __post_init__(self) -> None:
         if not len(self.forget):
@@ -114,9 +116,14 @@ def make_task(data: Data, forget: str, *, seed: int = 0) -> Task:
             raise ValueError(f"expected indices below {len(train)} after index:, got {what!r}") from error
     else:
         raise ValueError(f"expected class:…, subclass:…, random:… or index:…, got {forget!r}")
-    return Task(
-        train[gone], train[~gone], test[~gone_test], test[gone_test], classes, len(data.classes), f"{kind}:{what}"
-    )
+    held = None
+    if not classes:  # every fifth unseen sample tells when to stop, and is no test sample then
+        fifth = torch.arange(len(test)) % 5 == 0
+        held, keep = test[fifth & ~gone_test], ~fifth
+        test, gone_test = test[keep], gone_test[keep]
+    outputs = len(data.classes)
+    parts = (train[gone], train[~gone], test[~gone_test], test[gone_test])
+    return Task(*parts, classes, outputs, f"{kind}:{what}", held)
 
 
 def _class(data: Data, word: str) -> int:
