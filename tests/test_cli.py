@@ -257,3 +257,19 @@ class TestNothingIsLost:
         argv = ["generate", "--prompt", "a cat", "--device", device, "--out", tmp_path / "g.png"]
         code, _, err = call(capsys, *argv)
         assert code == 2 and "--device" in one_line(err)
+
+
+def test_card_tells_what_was_erased(cat, dog, tmp_path, capsys):
+    import yaml
+
+    both = (cat + dog).save(tmp_path / "both.safetensors")
+    out = tmp_path / "README.md"
+    assert call(capsys, "card", both, "--base-model", "owner/name", "--license", "mit", "--out", out)[0] == 0
+    text = out.read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == "owner/name" and front["license"] == "mit" and front["library_name"] == "diffusers"
+    assert "without cat, dog" in text and "### dog" in text and "forget prompts keep" in text
+    code, _, err = call(capsys, "card", both, "--out", out)
+    assert code == 2 and "exists" in one_line(err)
+    assert call(capsys, "card", both)[1].startswith("---\nlibrary_name")
+    assert call(capsys, "card", tmp_path / "nothing")[0] in (1, 2)

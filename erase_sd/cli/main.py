@@ -15,6 +15,7 @@ COMMANDS = {
     "remove": "take concepts out of an erasure file again",
     "export": "write an erasure as a PEFT or kohya LoRA",
     "verify": "check an erasure file or an erased checkpoint",
+    "card": "a model card for what you publish",
     "eval": "run, compare and report evaluations by protocol",
     "vision": "unlearn classes and samples from classifiers, ViTs and CLIP",
     "generate": "images from a model, with or without an erasure",
