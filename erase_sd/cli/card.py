@@ -83,8 +83,8 @@ def card(
         "## Checking and undoing",
         "",
         f"`erase-concept verify {name} --model BASE` recomputes every edited tensor from the base model and says "
-        f"whether this is what it claims to be. {len(erasure.base)} tensors are edited; the erasure file holds the edit "
-        "itself, so that concepts can be taken out of it again (`erase-concept remove`).",
+        f"whether this is what it claims to be. {len(erasure.base)} tensors are edited; the erasure file holds the "
+        "edit itself, so that concepts can be taken out of it again (`erase-concept remove`).",
         "",
         "## Limits",
         "",
