@@ -48,7 +48,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown table of all variants of some results; brackets are 95 % bootstrap intervals."""
     rows = []
     for result in results:
-        for name, numbers in result["variants"].items():
+        for name, numbers in sorted(result["variants"].items(), key=lambda item: item[0] != "original"):
             rows.append((result["protocol"], name, cells(numbers)))
     columns = list(dict.fromkeys(c for _, _, found in rows for c in found))
     many = len(results) > 1

@@ -112,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         (run / "defaults.json").write_text(_defaults())
         result: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
         numbers[protocol] = result
-        about = ATTACKS if protocol == "emoji-attack" else ""
-        lines += [f"## {protocol}\n", about, *table([result]), ""]
+        about = [ATTACKS] if protocol == "emoji-attack" else []
+        lines += [f"## {protocol}", "", *about, *table([result]), ""]
         print(f"{protocol}: {time.monotonic() - start:.0f} s")
     lines += papers()
     args.out.mkdir(exist_ok=True)
