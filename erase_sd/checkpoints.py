@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
 TOKENIZER = "openai/clip-vit-large-patch14"  # single files hold no tokenizer; this is theirs
-_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx")
+# Files that may hold the denoiser's weights once more.
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".gguf")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -188,10 +189,10 @@ class DiffusersFolder(Checkpoint):
             here = Path(folder)
             gone = {n for n in names if n == ".git" or n in LEFT_BEHIND}
             if here == self.path:
-                gone |= {n for n in names if n.endswith(_WEIGHTS) and not (here / n).is_dir()}
+                gone |= {n for n in names if n.endswith(WEIGHTS) and not (here / n).is_dir()}
             elif here == denoiser:
                 index = _index_name(self.variant)
-                gone |= {n for n in names if n.endswith(_WEIGHTS) and n not in keep}
+                gone |= {n for n in names if n.endswith(WEIGHTS) and n not in keep}
                 gone |= {n for n in names if n.endswith(".index.json") and (n != index or len(keep) == 1)}
             return gone
 
@@ -328,6 +329,11 @@ class SingleFile(Checkpoint):
             files: Further small files, named after the checkpoint.
         """
         check_target(out, force=force)
+        if erasure is not None and any(n.startswith(ldm.EMA) for n in tensor_names(self.path)):
+            raise ValueError(
+                f"{self.path} also holds an averaged copy of the weights ({ldm.EMA}*), which would keep the concept; "
+                "take a pruned checkpoint without it, or drop these tensors first"
+            )
         with atomic_path(out, force=force) as draft:
             fast_copy(self.path, draft)
             make_readable(draft)

@@ -323,5 +323,5 @@ def weight_grams(
         if weight.ndim != 2 or weight.shape[1] < widths[stream]:
             raise WrongBase(f"{name} is {tuple(weight.shape)}, but the text encoder gives {widths[stream]} features")
         w = weight[:, : widths[stream]].double()  # the other columns read no text
-        grams[stream] = grams.get(stream, 0) + w.T @ w
+        grams[stream] = grams.get(stream, 0) + (w.T @ w).cpu()
     return grams

@@ -205,6 +205,8 @@ def fit(
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
     settings = {**spec.options, **style, **options}
+    if robust and "rank" not in spec.options:
+        raise ValueError("--robust needs a method that projects: rayleigh, unlink, unlink-deflated or unlink-oblique")
     task = Task(
         encoder,
         tuple(forget),
@@ -219,7 +221,6 @@ def fit(
         kept = {p.lower() for p in task.retain}
         same = background(encoder).synonyms(meanings(encoder, list(task.forget)), near)
         task = replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
-    solve = functools.partial(spec.load(), **settings)
     architecture = encoder.architecture
     edited = {n: weights[n] for n in architecture.sites(weights, kinds=spec.kinds)} if weights else {}
     grams = weight_grams(architecture, edited, encoder.widths)
@@ -228,10 +229,10 @@ def fit(
     for stream in encoder.widths if not edited else grams:
         problem = task.problem(stream, grams.get(stream))
         history: list[float] = []
-        if stream == POOLED and settings.get("rank"):  # one vector a prompt: it may span fewer directions
-            solve = functools.partial(
-                spec.load(), **settings | {"rank": min(settings["rank"], int(problem.forget.count))}
-            )
+        own = dict(settings)
+        if stream == POOLED and own.get("rank"):  # one vector a prompt: it may span fewer directions
+            own["rank"] = min(own["rank"], int(problem.forget.count))
+        solve = functools.partial(spec.load(), **own)
         if robust:
             edits[stream], history = harden(problem, solve)
         else:

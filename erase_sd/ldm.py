@@ -15,6 +15,7 @@ from erase_sd.sites import Architecture, Tower, by_name
 from erase_sd.text import assemble
 
 UNET = "model.diffusion_model."
+EMA = "model_ema."  # training's running average of the same weights, in some published files
 _PER_BLOCK = 3  # two layers and a down- or upsampler, in every published model
 
 

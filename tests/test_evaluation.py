@@ -407,3 +407,73 @@ def test_revival_undoes_what_can_be_undone(pipe, cat):
             plain += float(((cat.edit.features(original) - original) @ weight.double().T).square().sum())
             size += float((original @ weight.double().T).square().sum())
     assert gap < 0.5 * plain < 0.5 * size
+
+
+def test_imagenets_labels_hold_several_names(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+    from erase_sd.eval.detectors import ImageClassifier
+
+    names = {0: "tench, Tinca tinca", 1: "French horn, horn"}
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], id2label=names,
+                          label2id={v: k for k, v in names.items()})  # fmt: skip
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    classifier = ImageClassifier(str(tmp_path))
+    assert classifier.vocabulary == {"tench", "Tinca tinca", "French horn", "horn"}
+    (seen,) = classifier([Image.new("RGB", (32, 32))])
+    assert seen["labels"] in (["tench", "Tinca tinca"], ["French horn", "horn"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: {emoji: artists, count: 1, keep: 0, groups: ['../../escape']}", "expected a plain name"),
+        ("rows: {emoji: objects, count: 1, keep: 0, groups: {cat: [cat]}}\ngeneration: {dtype: float16}", "in float32"),
+    ],
+)
+def test_a_protocol_is_not_trusted(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(f"name: p\n{text}\ndetector: {{name: judge}}\n")
+    with pytest.raises(ValueError, match=message):
+        load_protocol(str(tmp_path / "p.yaml"))
+
+
+def test_what_cannot_be_measured_is_told_before_an_image_is_drawn(tmp_path, capsys):
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "name: p\nrows: {emoji: objects, count: 1, keep: 0, groups: {cat: [cat]}}\ndetector: {name: judge}\n"
+        "metrics: [clip-score]\nfeatures: 'clip:/no/such/folder'\n"
+    )
+    assert main(["eval", "run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "cannot load the CLIP model /no/such/folder" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_foreign_manifest_shows_no_other_file(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole[1], tmp_path / "run")
+    manifest = tmp_path / "run" / "original" / "manifest.jsonl"
+    lines = manifest.read_text().splitlines()
+    entry = json.loads(lines[0]) | {"file": "../../../secret.png"}
+    manifest.write_text("\n".join([json.dumps(entry), *lines[1:]]))
+    assert main(["eval", "report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 2
+
+
+def test_a_checkpoint_is_attacked_with_pictures_of_the_unedited_model(cat, folder, tmp_path, capsys):
+    """Its own erasure file tells the revival attack what to invert; another copy of the name is another variant."""
+    saved = cat.save(tmp_path / "cat.safetensors")
+    assert main(["apply", str(saved), "--out", str(tmp_path / "no-cat")]) == 0
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "name: p\nrows: {emoji: attacks, count: 1, groups: [cat], attacks: [revival]}\ndetector: {name: judge}\n"
+        "generation: {steps: 2, guidance: 3.0, batch: 2}\nmetrics: [attacks]\nfeatures: judge\n"
+    )
+    argv = ["eval", "run", str(path), "--also", str(tmp_path / "no-cat"), "--erasure", str(saved), "--out"]
+    assert main([*argv, str(tmp_path / "out")]) == 0
+    paths = [tmp_path / "out" / v / "images" / "cat-revival-000.png" for v in ("no-cat", "cat")]
+    baked, live = (np.asarray(Image.open(p), np.float32) for p in paths)
+    assert np.abs(baked - live).mean() < 8  # the same attack, up to the rounding of the baked half-precision weights
+    (tmp_path / "no-cat" / "erasure.safetensors").unlink()
+    assert main([*argv, str(tmp_path / "again")]) == 2
+    assert "nothing to invert" in capsys.readouterr().err

@@ -319,3 +319,40 @@ def test_a_file_round_trip_keeps_both_streams(sdxl, tmp_path):
     assert again.architecture == "sdxl"
     for stream, edit in erasure.edits.items():
         assert torch.equal(again.edits[stream].matrix, edit.matrix)
+
+
+def test_a_rank_asked_for_holds_for_every_stream_that_can_have_it(sdxl, models):
+    """The pooled stream has one vector a prompt and gets rank 1; the token states keep what was asked."""
+    base = single(models["sdxl"][1])
+    erasure = fit(base.encoder(), ["a cat"], method="unlink", rank=3, weights=base.weights())
+    assert {s: e.rank for s, e in erasure.edits.items()} == {"tokens": 3, "pooled": 1}
+
+
+def test_a_file_with_averaged_weights_is_refused_before_anything_is_written(models, tmp_path, capsys):
+    """Training's running average is the whole concept once more."""
+    file = models["sd1"][1]
+    state = load_file(file)
+    name = next(n for n in state if n.startswith(UNET))
+    state["model_ema." + name.removeprefix("model.").replace(".", "")] = state[name].clone()
+    save_file(state, tmp_path / "ema.safetensors")
+    out = tmp_path / "out.safetensors"
+    argv = ["erase", "--model", str(tmp_path / "ema.safetensors"), "--tokenizer", str(TOKENIZER)]
+    code = main([*argv, "--forget", "cat", "--images", "0", "--out", str(out)])
+    assert code == 2 and "averaged copy of the weights" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("name", ["unet/model.onnx", "unet/model.onnx_data", "unet/weights.pb", "model.gguf", "x.h5"])
+def test_other_copies_of_the_weights_are_left_behind_and_noticed(models, tmp_path, capsys, name):
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(models["sd1"][0], base)
+    (base / name).write_bytes(b"weights")
+    out = tmp_path / "out"
+    assert main(["erase", "--model", str(base), "--forget", "cat", "--images", "0", "--out", str(out)]) == 0
+    assert not (out / name).exists()
+    assert main(["verify", str(out), "--model", str(base)]) == 0
+    (out / name).write_bytes(b"weights")
+    assert main(["verify", str(out), "--model", str(base)]) == 1
+    assert "no other weights      FAILED" in capsys.readouterr().out

@@ -70,3 +70,9 @@ def test_robust_adds_the_synonyms_the_encoder_knows(encoder, weights):
 def test_what_unlink_removes_cannot_come_back(problem):
     edit = unlink(problem, rank=1)
     assert float(revivable(edit, problem.concepts, problem.weight_gram, problem.null).max()) == 0
+
+
+@pytest.mark.parametrize("method", ["leace", "uce"])
+def test_methods_without_a_rank_cannot_be_robust(encoder, weights, method):
+    with pytest.raises(ValueError, match="needs a method that projects"):
+        fit(encoder, ["cat"], method=method, weights=weights, robust=True)

@@ -383,6 +383,15 @@ class TestReferences:
         got = b.eu_k(tiny.model, tiny.task, k=1, epochs=2)
         assert torch.equal(got[0].weight, tiny.model[0].weight) and not torch.equal(got[2].weight, tiny.model[2].weight)
 
+    def test_eu_k_leaves_frozen_statistics_alone(self):
+        torch.manual_seed(0)
+        model = build("resnet20", 3)
+        x, y = torch.randn(24, 3, 8, 8), torch.arange(24) % 3
+        whole = Samples(x, y)
+        t = Task(whole[y == 0], whole[y != 0], whole[y != 0], whole[y == 0], (0,), 3, "class:0")
+        new = b.eu_k(model, t, epochs=1)
+        assert torch.equal(new.bn1.running_mean, model.bn1.running_mean)
+
     def test_ntk_is_the_difference_of_two_ridge_regressions(self, tiny):
         got = b.ntk(tiny.model, tiny.task, ridge=0.3, iterations=200)
         names = [n for n, _ in tiny.model.named_parameters()]
@@ -458,6 +467,19 @@ class TestPgu:
         with pytest.raises(ValueError, match="needs unseen samples"):
             unlearn(trained, Task(t.forget, t.retain, t.test, t.test_forget, (), 10, "x"), "pgu")
 
+    def test_what_recombining_learnt_is_what_is_written(self, trained, task):
+        """The last layer answers the same before and after its block is baked, whatever the block."""
+        new = copy.deepcopy(trained)
+        free = pgu.Recombined()
+        spaces = pgu.Cache.of(new, task.retain).spaces(0.99)
+        (block,) = free.attach(new, spaces)
+        with torch.no_grad():
+            block.copy_(torch.randn(block.shape, generator=torch.Generator().manual_seed(0)))
+        before = logits(new, task.test.x)
+        free.bake(new)
+        torch.testing.assert_close(logits(new, task.test.x), before, atol=1e-3, rtol=1e-3)
+        assert (before - logits(trained, task.test.x)).abs().max() > 0.1
+
     def test_depoisoning(self, digits):
         """Samples with a wrong label lose it."""
         y = digits.train_y.clone()
@@ -531,6 +553,45 @@ class TestMetricsAndTasks:
 
 
 class TestFiles:
+    def test_every_data_set_has_its_own_constants(self):
+        from erase_sd.vision.data import _pixels
+
+        black = np.zeros((1, 2, 2, 3), np.uint8)
+        assert float(_pixels(black, "cifar100")[0, 0, 0, 0]) == pytest.approx(-0.5071 / 0.2673)
+        assert float(_pixels(black, "cifar20")[0, 0, 0, 0]) == pytest.approx(-0.5071 / 0.2673)
+        assert float(_pixels(black, "cifar10")[0, 0, 0, 0]) == pytest.approx(-0.485 / 0.229)
+
+    def test_an_unlearned_emoji_clip_can_be_loaded_again(self, tmp_path):
+        model = load_model("emoji-clip", 69)
+        with torch.no_grad():
+            model.projection.weight *= 2
+        save_weights(model, tmp_path / "clip.safetensors", {})
+        assert same(load_model(f"emoji-clip:{tmp_path / 'clip.safetensors'}", 69), model)
+        with pytest.raises(ValueError, match="cannot read"):
+            load_model(f"emoji-clip:{tmp_path / 'none.safetensors'}", 69)
+
+    def test_a_transformers_model_is_written_as_its_folder(self, tmp_path):
+        from transformers import ViTConfig, ViTForImageClassification
+
+        from erase_sd.vision.models import Logits
+
+        config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                           image_size=8, patch_size=4, num_labels=3)  # fmt: skip
+        model = Logits(ViTForImageClassification(config)).eval()
+        save_weights(model, tmp_path / "vit", {})
+        assert same(load_model(str(tmp_path / "vit"), 3), model)
+
+    def test_a_mask_has_nothing_to_write(self, trained, task, tmp_path):
+        with pytest.raises(ValueError, match="changes no weight"):
+            save_weights(unlearn(trained, task, "mask").model, tmp_path / "m.safetensors", {})
+
+    def test_a_truncated_npz(self, tmp_path, digits):
+        np.savez(tmp_path / "d.npz", train_images=np.zeros((40, 8, 8, 3), np.uint8))
+        data = (tmp_path / "d.npz").read_bytes()
+        (tmp_path / "d.npz").write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match="cannot read"):
+            load_data(str(tmp_path / "d.npz"))
+
     def test_weights_round_trip_and_public_names(self, tmp_path):
         model = build("resnet20", 10)
         save_weights(model, tmp_path / "a.safetensors", {"method": "x"})
@@ -647,6 +708,23 @@ class TestCommand:
         drop = lambda rows: [{k: v for k, v in r["mean"].items() if k != "seconds"} for r in rows]  # noqa: E731
         assert drop(again) == drop(first)
         assert (tmp_path / "class-wise.png").stat().st_size > 1000
+
+
+def test_a_method_that_does_not_apply_costs_its_row_alone(digits, tmp_path):
+    from erase_sd.vision.tables import markdown
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
+    setting = Setting(digits, lambda seed: model, "digits", False, "linear")
+    rows = run("class-wise", setting, tmp_path, methods=["affine", "unlink"], classes=[0], seeds=1)
+    assert [bool(r["mean"]) for r in rows] == [True, False, True]
+    assert "affine: 1 has no bias" in "\n".join(markdown(rows))
+
+
+def test_another_model_of_the_same_name_is_measured_anew(digits, trained, tmp_path):
+    a, b_ = trained, unlearn(trained, make_task(digits, "class:5")).model
+    rows = [run("class-wise", Setting(digits, lambda seed, m=m: m, "digits", False, "same", identity), tmp_path,
+                methods=["mask"], classes=[5], seeds=1) for m, identity in ((a, "first"), (b_, "second"))]  # fmt: skip
+    assert rows[0][0]["mean"]["UA"] < 10 < 90 < rows[1][0]["mean"]["UA"]
 
 
 @pytest.mark.parametrize("table", ["multi-class", "random", "shots", "ranks", "external", "layers", "gf"])

@@ -110,7 +110,7 @@ def _run(argv: list[str]) -> int:
     quiet_libraries()
     from accelerate import PartialState
 
-    from erase_sd.eval.runner import batches, draw, measure, start_run
+    from erase_sd.eval.runner import batches, draw, measure, prepare, start_run
 
     state = PartialState(cpu=args.device == "cpu")
     protocol = _protocol(args)
@@ -121,6 +121,7 @@ def _run(argv: list[str]) -> int:
               f"batches each: {', '.join(v.name for v in variants)}")  # fmt: skip
         return 0
     if state.is_main_process:
+        prepare(protocol)
         start_run(protocol, variants, args.out)
     state.wait_for_everyone()
     draw(protocol, variants, pipeline, args.out, process=state.process_index, processes=state.num_processes)
@@ -139,15 +140,16 @@ def _run(argv: list[str]) -> int:
 
 def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callable[[str], Any]]:
     """The original, and everything that was asked for beside it."""
+    from erase_sd.checkpoints import Checkpoint, open_checkpoint
     from erase_sd.erasure import Erasure
     from erase_sd.eval.runner import ORIGINAL, Variant
-    from erase_sd.files import file_hash, tensor_hash
+    from erase_sd.files import file_hash
     from erase_sd.prompts import read_prompts
 
     base = open_model(args)
     weights, encoder = base.weights(), cache(lambda: base.encoder())
 
-    identity = {"model": str(args.model), "weights": tensor_hash(next(iter(weights.values())))[:16]}
+    identity = {"model": str(args.model), "weights": _all(weights)}
     variants = [Variant(ORIGINAL, "", identity)]
     for path in args.erasure:
         erasure = Erasure.load(path)
@@ -176,7 +178,9 @@ def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callabl
         about = identity | {"method": method, "options": METHODS[method].options | options}
         variants.append(Variant(name, "", about, made))
     for path in args.also:
-        variants.append(Variant(path.name, str(path), {"model": str(path)}))
+        own = Checkpoint.erasure_file(path)
+        about = {"model": str(path), "weights": _all(open_checkpoint(path).weights())}
+        variants.append(Variant(path.name, str(path), about, baked=Erasure.load(own) if own.is_file() else None))
     names = [v.name for v in variants]
     if len(set(names)) < len(names):
         raise ValueError(f"two variants of one name in {', '.join(names)}; rename a file")
@@ -194,6 +198,15 @@ def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callabl
         return pipe
 
     return variants, pipeline
+
+
+def _all(weights: Any) -> str:
+    """One hash over all tensors that read text."""
+    import hashlib
+
+    from erase_sd.files import tensor_hash
+
+    return hashlib.sha256("".join(tensor_hash(w) for _, w in sorted(weights.items())).encode()).hexdigest()[:16]
 
 
 def _same(erasure: Any, group: str) -> Any:

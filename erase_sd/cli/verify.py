@@ -22,6 +22,8 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     from erase_sd.checkpoints import Checkpoint, DiffusersFolder, open_checkpoint
     from erase_sd.erasure import Erasure, WrongBase
+    from erase_sd.files import tensor_names
+    from erase_sd.ldm import EMA
 
     quiet_libraries()
     own = Checkpoint.erasure_file(args.path)
@@ -48,6 +50,8 @@ def run(argv: list[str]) -> int:
         if isinstance(erased, DiffusersFolder):
             checks["no other weights"] = not _strays(erased)
             checks["erasure.json"] = _told(args.path, erasure)
+        else:
+            checks["no other weights"] = not any(n.startswith(EMA) for n in tensor_names(args.path))
     passed = all(v for v in checks.values() if isinstance(v, bool))
     if args.json:
         print_json(checks | {"passed": passed})
@@ -77,9 +81,11 @@ def _matches(checkpoint: Any, erasure: Any, weights: Any) -> bool:
 
 def _strays(folder: Any) -> list[Path]:
     """Other weight files beside the denoiser's, which may still hold the concept."""
-    kinds = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack")
-    own = set(folder.denoiser_files)
-    return [p for p in next(iter(own)).parent.iterdir() if p not in own and p.name.endswith(kinds)]
+    from erase_sd.checkpoints import ERASURE, WEIGHTS
+
+    own = {*folder.denoiser_files, folder.path / ERASURE}
+    places = (next(iter(folder.denoiser_files)).parent, folder.path)
+    return [p for place in places for p in place.iterdir() if p not in own and p.name.endswith(WEIGHTS)]
 
 
 def _told(folder: Path, erasure: Any) -> bool:

@@ -104,6 +104,8 @@ def _unlearn(argv: list[str]) -> int:
     p.add_argument("--dry-run", action="store_true", help="say what would be forgotten, and stop")
     args = p.parse_args(argv)
     options = _options(args.option, args.method)
+    if args.out and args.method == "mask":
+        raise ValueError("mask changes no weight: there is nothing to write")
     if args.out and args.out.exists() and not args.force:
         raise FileExistsError(f"{args.out} exists; choose another --out or give --force")
     quiet_libraries()
@@ -165,6 +167,7 @@ def _table(argv: list[str]) -> int:
     quiet_libraries()
     from functools import cache
 
+    from erase_sd.files import file_hash
     from erase_sd.vision import load_data
     from erase_sd.vision.tables import Setting, markdown, plot, run
 
@@ -175,7 +178,11 @@ def _table(argv: list[str]) -> int:
         raise ValueError(f"expected --classes such as 0,3,5, got {args.classes!r}") from error
     original = cache(lambda seed: _model(args, data, seed))
     name = f"{Path(args.model).stem} {data.name}"
-    setting = Setting(data, original, data.name, not args.no_retrain and args.model != "emoji-clip", name)
+    file = Path(args.model.partition(":")[2] or "-")
+    weights = file_hash(file) if file.is_file() else ""
+    identity = json.dumps([args.model, weights, args.data, args.size, args.epochs if args.train else 0])
+    retrain = not args.no_retrain and not args.model.startswith("emoji-clip")
+    setting = Setting(data, original, data.name, retrain, name, identity)
     methods = args.method or [m for m in METHODS if m != "retrain"]
     rows = run(args.name, setting, args.out, methods=methods, classes=classes, seeds=args.seeds)
     lines = [f"# {args.name}: {TABLES[args.name]}", "", f"{name}, {len(classes)} classes, {args.seeds} seeds.", ""]

@@ -70,12 +70,13 @@ def prompt_attack(
     """
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ValueError("prompt attacks are for pipelines of one text encoder (SD 1.x, 2.x)")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same numbers
     latents = _latents(pipe, images)
+    device = latents.device
     inner = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
-    table = inner.embeddings.token_embedding.weight.detach()
+    table = inner.embeddings.token_embedding.weight.detach().cpu()
     start = torch.randint(0, len(table) - 2, (tokens,), generator=generator)
-    free = table[start].clone().float().requires_grad_(True)
+    free = table[start].clone().float().to(device).requires_grad_(True)
     tokenizer = pipe.tokenizer
     eos = tokenizer.eos_token_id
     length = min(tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
@@ -84,6 +85,7 @@ def prompt_attack(
     head = torch.tensor([tokenizer.bos_token_id, *words])
     ids[0, : len(head)] = head
     ids[0, len(head) : len(head) + tokens] = start  # so that pooling finds EOS behind the free tokens
+    ids = ids.to(device)
     optimizer = torch.optim.Adam([free], lr=lr)
     with _tokens_in_place(pipe.text_encoder, free, len(head)):
         for _ in range(iterations):
@@ -101,15 +103,15 @@ def _latents(pipe: Any, images: Sequence[Image.Image]) -> Tensor:
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     pixels = np.stack([np.asarray(i.convert("RGB").resize((size, size)), np.float32) for i in images])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-    return pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor
+    return pipe.vae.encode(x.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean * pipe.vae.config.scaling_factor
 
 
 def _denoising_loss(pipe: Any, latents: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
     """The loss that trained the model, on random images, noise and time steps, given text states."""
     batch, scheduler = len(states), pipe.scheduler
     pick = torch.randint(0, len(latents), (batch,), generator=generator)
-    noise = torch.randn(latents[pick].shape, generator=generator)
-    t = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), generator=generator)
+    noise = torch.randn(latents[pick].shape, generator=generator).to(latents)
+    t = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), generator=generator).to(latents.device)
     noisy = scheduler.add_noise(latents[pick], noise, t)
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents[pick], noise, t)
@@ -141,7 +143,7 @@ def trainable(
     parameters = list(LiveErasure.of(pipe).parameters.values())
     saved = [p.detach().clone() for p in parameters]
     with torch.no_grad():
-        states = pipe.encode_prompt(prompt, "cpu", 1, False)[0].expand(batch, -1, -1)
+        states = pipe.encode_prompt(prompt, pipe.device, 1, False)[0].expand(batch, -1, -1)
     optimizer = torch.optim.Adam(parameters, lr=lr)
 
     def train(steps: int) -> None:
@@ -263,7 +265,14 @@ def own_pictures(pipe: Any, concept: str, *, count: int = 8, steps: int = 20) ->
 
 @contextmanager
 def attacked(
-    pipe: Any, name: str, concept: str, prompt: str, *, pictures: Sequence[Image.Image], edit: LowRankEdit | None
+    pipe: Any,
+    name: str,
+    concept: str,
+    prompt: str,
+    *,
+    pictures: Sequence[Image.Image],
+    edit: LowRankEdit | None,
+    original: Any = None,
 ) -> Iterator[Tensor | str]:
     """What to draw with while an attack by this name is on: a prompt, or `(1, L, d)` text states.
 
@@ -277,6 +286,7 @@ def attacked(
         prompt: A prompt that means it.
         pictures: Of the concept, for attacks that learn.
         edit: The edit of the token states, if one is applied; the revival inverts it.
+        original: The unedited pipeline, if `pipe` is not that one with an erasure applied live.
 
     Raises:
         ValueError: If there is no such attack.
@@ -301,7 +311,8 @@ def attacked(
         from erase_sd.pipelines.live import LiveErasure
 
         encoder = TextEncoder.of(pipe)
-        gram = weight_grams(encoder.architecture, LiveErasure.of(pipe).originals(), encoder.widths)["tokens"]
+        weights = LiveErasure.of(original or pipe).originals()
+        gram = weight_grams(encoder.architecture, weights, encoder.widths)["tokens"]
         states = encoder.encode([prompt]).states[0].double()
         found = revival(edit, states, gram, rho=1e-6 * float(gram.trace()) / len(gram))
         yield torch.cat([states[:1], found[1:]]).to(pipe.unet.dtype)[None]

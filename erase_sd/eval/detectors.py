@@ -166,19 +166,21 @@ class ImageClassifier:
             raise ValueError(f"cannot load the classifier {model}: give a local folder or a Hub id") from error
         self.top = top
         commit = getattr(self._model.config, "_commit_hash", None)
-        self.about = {"detector": self.name, "model": model, "top": top, "commit": commit}
+        # ImageNet's labels hold several names each: "tench, Tinca tinca".
+        self._names = {i: [n.strip() for n in name.split(",")] for i, name in self._model.config.id2label.items()}
+        self.vocabulary = frozenset(n for names in self._names.values() for n in names)
+        self.about = {"detector": self.name, "model": model, "top": top, "commit": commit, "labels": "every name"}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Labels]:
-        """`labels`: the `top` most likely classes' names; `scores`: their probabilities."""
+        """`labels`: all names of the `top` most likely classes; `scores`: these classes' probabilities."""
         import torch
 
         with torch.no_grad():
             inputs = self._processor([i.convert("RGB") for i in images], return_tensors="pt")
             probabilities = self._model(**inputs).logits.softmax(-1)
         values, indices = probabilities.topk(self.top, dim=1)
-        names = self._model.config.id2label
         return [
-            {"labels": [names[i] for i in row], "scores": [round(v, 4) for v in scores]}
+            {"labels": [n for i in row for n in self._names[i]], "scores": [round(v, 4) for v in scores]}
             for row, scores in zip(indices.tolist(), values.tolist(), strict=True)
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ import yaml
 from erase_sd.eval.detectors import DetectorSpec
 
 HERE = Path(__file__).parent / "protocols"
+ROLES = ("forget", "retain", "in-domain", "cross-domain")
 _KEYS = {"name", "summary", "source", "rows", "forget", "generation", "detector", "metrics", "features"}
 
 
@@ -187,6 +189,13 @@ def load_protocol(name: str, *, data: Path | None = None, overrides: Mapping[str
         raise ValueError(f"{path} has no rows")
     if len({r.id for r in rows}) < len(rows):
         raise ValueError(f"{path}: two rows of one id")
+    for row in rows:  # ids become file names
+        if not re.fullmatch(r"\w[\w. -]*", row.id) or row.role not in ROLES:
+            raise ValueError(
+                f"{path}: row {row.id!r} ({row.role}): expected a plain name and a role of {', '.join(ROLES)}"
+            )
+    if generation.dtype != "float32":
+        raise ValueError(f"{path}: images are drawn in float32, got dtype {generation.dtype}")
     forget = {str(g): tuple(str(p) for p in prompts) for g, prompts in (raw.get("forget") or {}).items()}
     return Protocol(
         name=path.stem,

@@ -115,6 +115,9 @@ def page(result: dict[str, Any], run: Path) -> str:
         if not path.is_file():
             raise ValueError(f"{path} is missing: the report needs the run's images")
         manifests[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for entry in manifests[name]:  # a foreign manifest must not show other files of this machine
+            if not (run / name / entry["file"]).resolve().is_relative_to((run / name).resolve()):
+                raise ValueError(f"{path} names {entry['file']}, which is not in the run's folder")
     rows = manifests[names[0]]
     shown = rows if len(rows) <= _SHOWN else rows[:: -(-len(rows) // _SHOWN)]
     if len(shown) < len(rows):

@@ -38,12 +38,14 @@ class Variant:
         model: Key of the pipeline it is drawn with.
         about: What it is, JSON-ready.
         erasure: For a group, the erasure to apply; None leaves the model as it is.
+        baked: What a checkpoint of its own says it carries.
     """
 
     name: str
     model: str
     about: dict[str, Any]
     erasure: Callable[[str], Erasure | None] = lambda group: None
+    baked: Erasure | None = None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -106,7 +108,7 @@ def draw(
             if erasure is not None:
                 live.add(erasure)
             applied = variant.name, rows[0].group
-        images = _draw_rows(pipe, live, protocol, rows)
+        images = _draw_rows(pipe, live, protocol, rows, variant, pipeline)
         folder = out / variant.name / "images"
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -120,7 +122,9 @@ def draw(
         live.take()
 
 
-def _draw_rows(pipe: Any, live: Any, protocol: Protocol, rows: Sequence[Row]) -> list[Image.Image]:
+def _draw_rows(
+    pipe: Any, live: Any, protocol: Protocol, rows: Sequence[Row], variant: Variant, pipeline: Callable[[str], Any]
+) -> list[Image.Image]:
     """One batch; under attack, with what the attack found against the pipeline as it is now."""
     import torch
 
@@ -137,10 +141,15 @@ def _draw_rows(pipe: Any, live: Any, protocol: Protocol, rows: Sequence[Row]) ->
     from erase_sd.erasure import combine
     from erase_sd.eval.attack import attacked, own_pictures
 
+    original = pipeline("")
     with live.paused():
-        pictures = own_pictures(pipe, first.want)
-    edit = combine(live.erasures).edit if live.erasures else None
-    with attacked(pipe, first.attack, first.want, first.prompt, pictures=pictures, edit=edit) as found:
+        pictures = own_pictures(original, first.want)
+    edit = combine(live.erasures).edit if live.erasures else variant.baked.edit if variant.baked else None
+    if first.attack == "revival" and edit is None and variant.model:
+        raise ValueError(f"{variant.model} carries no erasure file: the revival attack has nothing to invert")
+    with attacked(
+        pipe, first.attack, first.want, first.prompt, pictures=pictures, edit=edit, original=original
+    ) as found:
         if isinstance(found, str):
             return list(pipe([found] * len(rows), generator=noise(), **options).images)
         empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
@@ -368,12 +377,40 @@ def counts(labels: Sequence[Mapping[str, Any]], original: Sequence[Mapping[str, 
     return result
 
 
-def clip_score(protocol: Protocol, paths: Sequence[Path]) -> dict[str, float]:
-    """Mean of 100 times the cosine of picture and prompt, not below zero (Hessel et al., arXiv 2104.08718)."""
+CLIP = "openai/clip-vit-large-patch14"  # of the CLIP score, where the protocol's features are no CLIP's
+
+
+def _clip(protocol: Protocol) -> Callable[[Sequence[Any]], np.ndarray]:
     from erase_sd.eval.detectors import clip_embedder
 
-    name = protocol.features.removeprefix("clip:")
-    embedder = clip_embedder("emoji-clip" if protocol.features in ("judge", "emoji-clip") else name)
+    if protocol.features in ("judge", "emoji-clip"):
+        return clip_embedder("emoji-clip")
+    return clip_embedder(protocol.features.removeprefix("clip:") if protocol.features.startswith("clip:") else CLIP)
+
+
+def prepare(protocol: Protocol) -> None:
+    """Load everything that will measure, so that what is missing is told before an image is drawn.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    detector = protocol.detector.load()
+    known = getattr(detector, "vocabulary", None)
+    unknown = sorted({r.want for r in protocol.rows if r.want} - known) if known is not None else []
+    if unknown:
+        raise ValueError(f"the detector {detector.name} knows no {unknown[0]!r}, which the protocol asks for")
+    blank = [Image.new("RGB", (64, 64))] * 2
+    if {"frechet", "kid", "cmmd"} & set(protocol.metrics):
+        extract(protocol.features, blank)
+    if "clip-score" in protocol.metrics:
+        _clip(protocol)
+    if "lpips" in protocol.metrics:
+        lpips(np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 64, 64, 3), np.float32))
+
+
+def clip_score(protocol: Protocol, paths: Sequence[Path]) -> dict[str, float]:
+    """Mean of 100 times the cosine of picture and prompt, not below zero (Hessel et al., arXiv 2104.08718)."""
+    embedder = _clip(protocol)
     values: list[float] = []
     for start in range(0, len(paths), 64):
         a = embedder(open_images(paths[start : start + 64]))

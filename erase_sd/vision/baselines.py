@@ -181,6 +181,8 @@ def boundary_expanding(
     new = copy.deepcopy(model)
     last = layers(new, "last")[0]
     old: Any = last.module
+    if not isinstance(old, nn.Linear) or old.out_features != task.outputs:
+        raise ValueError(f"{last.name} does not give one output for each class: nothing to expand")
     wide = nn.Linear(old.in_features, old.out_features + 1, bias=old.bias is not None).to(old.weight)
     with torch.no_grad():
         wide.weight[:-1], wide.weight[-1] = old.weight, old.weight.mean(0)
@@ -300,7 +302,8 @@ def eu_k(
     chosen = layers(new, "all")[-k:]
     reset(new, [y.name for y in chosen], seed=seed)
     moving = [p for y in chosen for p in y.module.parameters()]
-    return sgd(new, task.retain, cross_entropy, epochs=epochs, lr=lr, seed=seed, parameters=moving)
+    # In evaluation mode: training mode would move the frozen layers' batch statistics.
+    return sgd(new, task.retain, cross_entropy, epochs=epochs, lr=lr, seed=seed, parameters=moving, train_mode=False)
 
 
 def ntk(

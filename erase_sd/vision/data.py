@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Mean and standard deviation that a data set's public models expect, by the start of its name.
+# Mean and standard deviation that a data set's public models expect, by the start of its name; the first that fits.
 NORMALISATION = {
-    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # as akamaster's CIFAR-10 networks
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar20": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # as akamaster's CIFAR-10 networks
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
 # Hub ids with their columns; cifar100 also answers to cifar20, its superclasses.
@@ -146,6 +149,8 @@ def _pixels(images: np.ndarray, name: str) -> Tensor:
 
 def _npz(path: Path, size: int | None) -> Data:
     keys = ("train_images", "train_labels", "test_images", "test_labels")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"cannot read {path}: missing, truncated or no .npz")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [k for k in keys if k not in file]
@@ -154,7 +159,7 @@ def _npz(path: Path, size: int | None) -> Data:
                     f"{path} lacks {missing[0]}; expected {', '.join(keys)}, and classes if they have names"
                 )
             held = {k: file[k] for k in file.files}
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     labels = [torch.from_numpy(held[k].astype(np.int64)) for k in ("train_labels", "test_labels")]
     count = int(max(y.max() for y in labels)) + 1
@@ -178,8 +183,11 @@ def _decoded(images: Sequence[Any], size: int | None) -> np.ndarray:
 
     made = []
     for image in images:
-        picture = Image.open(io.BytesIO(image["bytes"])) if isinstance(image, dict) else image
-        picture = picture.convert("RGB")
+        if isinstance(image, Path):
+            with Image.open(image) as file:
+                picture = file.convert("RGB")
+        else:
+            picture = (Image.open(io.BytesIO(image["bytes"])) if isinstance(image, dict) else image).convert("RGB")
         if size is not None:
             picture = picture.resize((size, size))
         made.append(np.asarray(picture))
@@ -210,8 +218,6 @@ def _parquet(path: Path, size: int | None) -> Data:
 
 
 def _folder(path: Path, size: int | None) -> Data:
-    from PIL import Image
-
     classes = tuple(sorted(p.name for p in (path / "train").glob("*") if p.is_dir()))
     if not classes:
         raise ValueError(f"{path} holds no train/CLASS folders")
@@ -220,8 +226,7 @@ def _folder(path: Path, size: int | None) -> Data:
         files = [(f, i) for i, c in enumerate(classes) for f in sorted((path / split / c).glob("*"))]
         if not files:
             raise ValueError(f"{path / split} holds no images")
-        pictures = [Image.open(f) for f, _ in files]
-        parts += [_pixels(_decoded(pictures, size), path.name), torch.tensor([i for _, i in files])]
+        parts += [_pixels(_decoded([f for f, _ in files], size), path.name), torch.tensor([i for _, i in files])]
     return Data(path.name, parts[0], parts[1], parts[2], parts[3], classes)
 
 

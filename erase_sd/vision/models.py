@@ -185,9 +185,8 @@ def load_model(where: str, classes: int, channels: int = 3) -> nn.Module:
     """Load a classifier.
 
     Args:
-        where: `ARCHITECTURE:FILE.safetensors`, "emoji-clip" (embedded, zero-shot), a transformers folder or Hub id of
-            an image classifier,
-            or an architecture's name for a fresh network.
+        where: `ARCHITECTURE:FILE.safetensors`, "emoji-clip" or `emoji-clip:FILE` (embedded, zero-shot), a transformers
+            folder or Hub id of an image classifier, or an architecture's name for a fresh network.
         classes: Number of classes.
         channels: Of the input.
 
@@ -196,7 +195,7 @@ def load_model(where: str, classes: int, channels: int = 3) -> nn.Module:
     """
     name, _, file = where.partition(":")
     if name == "emoji-clip":
-        return emoji_clip()
+        return load_weights(emoji_clip(), Path(file)) if file else emoji_clip()
     if name in ARCHITECTURES:
         model = build(name, classes, channels)
         return load_weights(model, Path(file)) if file else model
@@ -240,11 +239,22 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 
 def save_weights(model: nn.Module, path: Path, about: dict[str, Any], *, force: bool = False) -> None:
-    """Write a model's state as safetensors, atomically, with what it is in the metadata."""
+    """Write a model's state as safetensors (a transformers model: as its folder), with what it is in the metadata.
+
+    Raises:
+        ValueError: If there is nothing to write.
+    """
     from safetensors.torch import save_file
 
     from erase_sd.files import atomic_path
+    from erase_sd.vision.closed_form import Masked
 
+    if isinstance(model, Masked):
+        raise ValueError("mask changes no weight: there is nothing to write")
+    if isinstance(model, Logits):  # as transformers keeps them, to be loaded by the same name
+        with atomic_path(path, force=force) as draft:
+            model.network.save_pretrained(draft)  # type: ignore[operator]
+        return
     with atomic_path(path, force=force) as draft:
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         save_file(state, draft, metadata={"erase-sd": json.dumps(about, sort_keys=True)})

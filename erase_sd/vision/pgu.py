@@ -231,7 +231,7 @@ class Recombined:
         assert self.block is not None
         layer = layers(model, "last")[0]
         eye = torch.eye(len(self.block)).to(self.block)
-        layer.weight.add_(layer.weight @ self.S @ (self.block - eye).T @ self.S.T)
+        layer.weight.add_(layer.weight @ self.S @ (self.block - eye) @ self.S.T)
 
 
 def incremental(model: nn.Module, tasks: Sequence[Task], cache: Cache, **options: Any) -> tuple[nn.Module, Cache]:

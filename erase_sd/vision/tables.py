@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from erase_sd.vision import METHODS, unlearn
+from erase_sd.vision import METHODS, PRESETS, unlearn
 from erase_sd.vision.data import Data
 from erase_sd.vision.layers import layers
 from erase_sd.vision.metrics import average_gap, measure, penultimate, relearn
@@ -58,7 +58,8 @@ class Setting:
         original: The trained model of a seed.
         preset: Data whose presets apply.
         retrain: Whether a retrained reference is affordable: without one there is no gap.
-        name: For people and for the journal.
+        name: For people.
+        identity: Everything that makes the original models what they are; in the journal's keys.
     """
 
     data: Data
@@ -66,6 +67,7 @@ class Setting:
     preset: str
     retrain: bool
     name: str
+    identity: str = ""
 
 
 def _each(row: str, method: str, forgets: Sequence[str], seeds: int, **more: Any) -> list[Case]:
@@ -100,7 +102,7 @@ def cases(table: str, data: Data, *, methods: Sequence[str], classes: Sequence[i
         for m in methods:
             if m != "mask":
                 found += _each(m, m, ["random:0.1"], seeds)
-        found += _each("unlink-below, middle layers", "unlink-below", ["random:0.1"], seeds, options={"layers": "all"})
+        found += _each("unlink-below, all layers", "unlink-below", ["random:0.1"], seeds, options={"layers": "all"})
     elif table == "shots":
         for count in (1, 5, 10, 50):
             for m in closed:
@@ -147,11 +149,11 @@ TABLES = {
 
 def run(table: str, setting: Setting, work: Path, *, methods: Sequence[str], classes: Sequence[int], seeds: int) -> Any:
     """Run a table's cases that are not in the journal yet; returns rows of averaged numbers."""
+    work.mkdir(parents=True, exist_ok=True)
     if table == "incremental":
         return _incremental(setting, classes, seeds)
     if table == "depoison":
         return _depoison(setting, seeds)
-    work.mkdir(parents=True, exist_ok=True)
     journal = work / f"{table}-{setting.name.replace(' ', '-')}.jsonl"
     done: dict[str, dict[str, Any]] = {}
     if journal.exists():
@@ -178,25 +180,35 @@ def run(table: str, setting: Setting, work: Path, *, methods: Sequence[str], cla
     entries = []
     for case in tqdm(plan, desc=f"{table}, {setting.name}", unit="run"):
         spec = METHODS.get(case.method)
-        key = json.dumps([asdict(case), setting.name, spec.options if spec else None], sort_keys=True, default=str)
+        told = [asdict(case), setting.name, setting.identity, setting.retrain, spec.options if spec else None]
+        told.append(PRESETS.get((case.method, setting.preset)))
+        key = json.dumps(told, sort_keys=True, default=str)
         if key not in done:
             task, retrained = reference(case.forget, case.seed)
+            why = ""
             if case.method == "retrain":
                 numbers = retrained
             elif case.method == "original":
                 numbers = _numbers(setting.original(case.seed), task, 0.0, case.seed)
             else:
-                shown_task = _shown(task, case)
-                result = unlearn(setting.original(case.seed), shown_task, case.method, seed=case.seed,
-                                 preset=setting.preset, **case.options)  # fmt: skip
-                numbers = _numbers(result.model, task, result.seconds, case.seed)
-            if retrained:
+                numbers, why = _attempt(setting, case, task)
+            if retrained and numbers:
                 numbers = numbers | {"Avg.Gap": average_gap(numbers, retrained)}
-            done[key] = {"key": key, "row": case.row, "numbers": numbers}
+            done[key] = {"key": key, "row": case.row, "numbers": numbers, "why": why}
             with journal.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(done[key]) + "\n")
         entries.append(done[key])
     return average(entries)
+
+
+def _attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float], str]:
+    """Numbers of one run, or why the method does not apply here: one row must not cost the table."""
+    model = setting.original(case.seed)
+    try:
+        result = unlearn(model, _shown(task, case), case.method, seed=case.seed, preset=setting.preset, **case.options)
+    except ValueError as error:
+        return {}, str(error)
+    return _numbers(result.model, task, result.seconds, case.seed), ""
 
 
 def _shown(task: Task, case: Case) -> Task:
@@ -219,6 +231,7 @@ def _numbers(model: nn.Module, task: Task, seconds: float, seed: int) -> dict[st
 def average(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation of each row's numbers over its runs."""
     rows: dict[str, list[Mapping[str, float]]] = {}
+    whys = {e["row"]: e["why"] for e in entries if e.get("why")}
     for entry in entries:
         rows.setdefault(entry["row"], []).append(entry["numbers"])
     made = []
@@ -226,7 +239,7 @@ def average(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         keys = dict.fromkeys(k for n in numbers for k in n)
         values = {k: [n[k] for n in numbers if k in n and not math.isnan(n[k])] for k in keys}
         mean, std = ({k: float(f(v)) for k, v in values.items() if v} for f in (np.mean, np.std))
-        made.append({"row": row, "runs": len(numbers), "mean": mean, "std": std})
+        made.append({"row": row, "runs": len(numbers), "mean": mean, "std": std, "why": whys.get(row, "")})
     return made
 
 
@@ -246,7 +259,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             else:
                 cells.append(f"{r['mean'][c]:.2f} ± {r['std'][c]:.2f}" if r["runs"] > 1 else f"{r['mean'][c]:.2f}")
         lines.append(f"| {r['row']} | " + " | ".join(cells) + " |")
-    return lines
+    return lines + [f"\n{r['row']}: {r['why']}." for r in rows if r.get("why")]
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
