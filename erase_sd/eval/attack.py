@@ -254,6 +254,7 @@ def concept_prompts(
 # -- attacks by name, as protocols ask for them -----------------------------------------------------
 
 ATTACKS = ("paraphrase", "revival", "ring-a-bell", "prompt", "inversion", "fine-tuning")
+STEPS = {"prompt": 40, "inversion": 200, "fine-tuning": 100}
 
 
 @torch.no_grad()
@@ -280,8 +281,8 @@ def attacked(
         pipe: The pipeline with the erasure applied.
         name: One of `ATTACKS`. "paraphrase" is the prompt as it is, "revival" the closed-form embedding
             (RECE) of every state of it, "ring-a-bell" a search over real words, "prompt" five free
-            embeddings (40 steps), "inversion" one after "a photo of a" (200 steps), "fine-tuning" 100 steps
-            of training keys and values.
+            embeddings, "inversion" one after "a photo of a", "fine-tuning" trains keys and values; for so many
+            steps as `STEPS` says.
         concept: Its name.
         prompt: A prompt that means it.
         pictures: Of the concept, for attacks that learn.
@@ -296,12 +297,12 @@ def attacked(
     if name not in ATTACKS:
         raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
     if name == "prompt":
-        yield prompt_attack(pipe, pictures)
+        yield prompt_attack(pipe, pictures, iterations=STEPS[name])
     elif name == "inversion":
-        yield prompt_attack(pipe, pictures, prefix="a photo of a", tokens=1, iterations=200, lr=0.02)
+        yield prompt_attack(pipe, pictures, prefix="a photo of a", tokens=1, iterations=STEPS[name], lr=0.02)
     elif name == "fine-tuning":
         with trainable(pipe, pictures, prompt) as train:
-            train(100)
+            train(STEPS[name])
             yield prompt
     elif name == "ring-a-bell":
         pairs = [(t.format(concept), t.format("thing")) for t in ("a photo of a {}", "a picture of a {}", "a {}")]
