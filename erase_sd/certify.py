@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,9 +84,9 @@ def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | Non
         JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
         empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
         `retain_drift`, root mean square relative change of ordinary prompts; `kept_drift`, the same
-        for the worst listed prompt; `spectrum`, top eigenvalue shares of the forget features; and
-        `recoverability` and `revivable` where the weights are known; `angle`, degrees between the forget
-        features' first direction and the span that holds 90 % of ordinary prompts' energy (0: nothing sets it apart).
+        for the worst prompt named to keep; `spectrum`, top eigenvalue shares of the forget features; and
+        `angle`, degrees between the forget features' first direction and the span that holds 90 % of ordinary
+        prompts' energy (0: nothing sets it apart).
     """
     T = edit.matrix
     moved = T - torch.eye(edit.width, dtype=torch.float64)
@@ -104,8 +105,23 @@ def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | Non
     span = vectors[:, values.clamp(min=0).cumsum(0) > 0.1 * values.clamp(min=0).sum()]
     inside = float((span.T @ problem.forget.subspace(1)).norm().clamp(max=1))
     report["angle"] = math.degrees(math.acos(inside))
-    if len(problem.weight_gram) == edit.width and len(problem.concepts):
-        lost = recoverability(edit, problem.concepts, problem.weight_gram)
-        report["recoverability"] = float(lost.min())
-        report["revivable"] = float(revivable(edit, problem.concepts, problem.weight_gram, problem.null).max())
     return report
+
+
+def certify_weights(edit: LowRankEdit, problem: Problem, gram: Callable[[], Tensor]) -> dict[str, float]:
+    """What an adversarial embedding could restore, `recoverability` and `revivable` of the worst concept.
+
+    Args:
+        edit: The edit.
+        problem: What it was made of.
+        gram: Gives `Σ WᵀW` over the edited weights; not asked for if the edit can be inverted, which restores all.
+    """
+    if not len(problem.concepts):
+        return {}
+    if edit.is_invertible:
+        return {"recoverability": 0.0, "revivable": 1.0}
+    G = gram()
+    return {
+        "recoverability": float(recoverability(edit, problem.concepts, G).min()),
+        "revivable": float(revivable(edit, problem.concepts, G, problem.null).max()),
+    }

@@ -80,6 +80,12 @@ class LowRankEdit:
         eye = torch.eye(self.rank, dtype=torch.float64)
         return float((D - s * eye).abs().max()) <= 1e-6 * max(float(s.abs()), 1e-300)
 
+    @property
+    def is_invertible(self) -> bool:
+        """Whether `T` has an inverse (not nearly singular): then every feature is `T` of some embedding."""
+        inside = torch.eye(self.rank, dtype=torch.float64) - self.B.T @ self.A  # T's determinant is this one's
+        return self.rank == 0 or float(torch.linalg.svdvals(inside).min()) > 1e-2
+
     def scaled(self, strength: float) -> LowRankEdit:
         """`I − s A Bᵀ`: 0 changes nothing, 1 is this edit, above 1 pushes past it."""
         return LowRankEdit(strength * self.A, self.B)

@@ -204,12 +204,13 @@ class Erasure:
             weights: Base tensors by name.
             changed: What `weights` made of them.
         """
-        exact = self.weights({n: w.double() for n, w in weights.items()}, allow_other_base=True)
-        worst = 0.0
-        for name, new in changed.items():
-            edit = float((exact[name] - weights[name].double()).norm())
+        edits, architecture, worst = self.edits, by_name(self.architecture), 0.0
+        for name, new in changed.items():  # one at a time: in float64 they are four times the file
+            stream, base = architecture.stream(name) or TOKENS, weights[name].double()
+            exact = edits[stream].weight(base, partial=stream != TOKENS)
+            edit = float((exact - base).norm())
             if edit > 0:
-                worst = max(worst, float((new.double() - exact[name]).norm()) / edit)
+                worst = max(worst, float((new.double() - exact).norm()) / edit)
         return worst
 
     # -- file ---------------------------------------------------------------------------------
@@ -313,15 +314,27 @@ def combine(erasures: Sequence[Erasure]) -> Erasure:
     return total
 
 
-def weight_grams(
+def weight_streams(
     architecture: Architecture, weights: Mapping[str, Tensor], widths: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """`Σ Wᵀ W` over the weights that read each stream, `(d, d)` float64: all that RECE and certificates need."""
-    grams: dict[str, Tensor] = {}
+) -> dict[str, list[Tensor]]:
+    """The weights that read each stream; without any weight, every stream with none.
+
+    Raises:
+        WrongBase: If a weight is too narrow for the text encoder's features.
+    """
+    found: dict[str, list[Tensor]] = {} if weights else {stream: [] for stream in widths}
     for name, weight in weights.items():
         stream = architecture.stream(name) or TOKENS
         if weight.ndim != 2 or weight.shape[1] < widths[stream]:
             raise WrongBase(f"{name} is {tuple(weight.shape)}, but the text encoder gives {widths[stream]} features")
-        w = weight[:, : widths[stream]].double()  # the other columns read no text
-        grams[stream] = grams.get(stream, 0) + (w.T @ w).cpu()
-    return grams
+        found.setdefault(stream, []).append(weight)
+    return found
+
+
+def weight_gram(weights: Iterable[Tensor], width: int) -> Tensor:
+    """`Σ Wᵀ W`, `(width, width)` float64: all that RECE and certificates need of the weights."""
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    for weight in weights:
+        w = weight[:, :width].double()  # the other columns read no text
+        gram += (w.T @ w).cpu()
+    return gram

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from erase_sd.background import RULE, background, meanings
-from erase_sd.certify import certify
+from erase_sd.certify import certify, certify_weights
 from erase_sd.edit import LowRankEdit
-from erase_sd.erasure import Erasure, Part, weight_grams
+from erase_sd.erasure import Erasure, Part, weight_gram, weight_streams
 from erase_sd.methods import DEFAULT, METHODS
 from erase_sd.methods.problem import Problem
 from erase_sd.moments import SecondMoment
@@ -118,6 +118,15 @@ class Task:
         return self.encoder.moments(prompts, self.tokens, progress="forget prompts")
 
     @cached_property
+    def _concepts(self) -> dict[str, Tensor]:
+        return self.encoder.subjects(self.forget)
+
+    @cached_property
+    def _kept(self) -> dict[str, Tensor]:
+        # A background has the neutral nouns in it; what the user names is looked at prompt by prompt.
+        return self.encoder.subjects(self.retain if self.retain_source == "background" else self.listed)
+
+    @cached_property
     def _null(self) -> PromptStates:
         return self.encoder.encode([""])
 
@@ -128,13 +137,12 @@ class Task:
             stream: "tokens" or "pooled".
             gram: `Σ WᵀW` of the weights that read it.
         """
-        null = self._null
-        concepts = self.encoder.subjects(self.forget, stream)
+        null, concepts = self._null, self._concepts[stream]
         anchors = torch.zeros(0, self.encoder.widths[stream])
         if self.anchor is not None:
             # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject token.
             if self.anchor.strip() or stream == POOLED:
-                target = self.encoder.subjects([self.anchor], stream)
+                target = self.encoder.subjects([self.anchor])[stream]
             else:
                 target = null.states[0, :1].double()
             anchors = target.repeat(len(concepts) // len(target), 1)
@@ -144,7 +152,7 @@ class Task:
             null=null.rows("all", stream),
             concepts=concepts,
             anchors=anchors,
-            kept=self.encoder.subjects(self.listed, stream),
+            kept=self._kept[stream],
             weight_gram=gram if gram is not None else torch.zeros(0, 0),
         )
 
@@ -223,11 +231,13 @@ def fit(
         task = replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
     architecture = encoder.architecture
     edited = {n: weights[n] for n in architecture.sites(weights, kinds=spec.kinds)} if weights else {}
-    grams = weight_grams(architecture, edited, encoder.widths)
     edits: dict[str, LowRankEdit] = {}
     certificates: dict[str, dict[str, Any]] = {}
-    for stream in encoder.widths if not edited else grams:
-        problem = task.problem(stream, grams.get(stream))
+    streams = weight_streams(architecture, edited, encoder.widths)
+    for stream, own_weights in streams.items():
+        gram = functools.cache(functools.partial(weight_gram, own_weights, encoder.widths[stream]))
+        reads = own_weights and (robust or spec.reads_weights)
+        problem = task.problem(stream, gram() if reads else None)
         history: list[float] = []
         own = dict(settings)
         if stream == POOLED and own.get("rank"):  # one vector a prompt: it may span fewer directions
@@ -237,7 +247,10 @@ def fit(
             edits[stream], history = harden(problem, solve)
         else:
             edits[stream] = solve(problem)
-        about = certify(edits[stream].scaled(strength), problem, ordinary=task.ordinary[stream])
+        final = edits[stream].scaled(strength)
+        about = certify(final, problem, ordinary=task.ordinary[stream])
+        if own_weights:
+            about |= certify_weights(final, problem, gram)
         certificates[stream] = about | ({"revivable_by_round": [round(v, 4) for v in history]} if robust else {})
     part = Part(
         name=name or task.forget[0],

@@ -373,9 +373,11 @@ class TextEncoder:
         """Second moment of the token states that a rule picks, over all prompts."""
         return self.moments(prompts, rule, progress=progress)[TOKENS]
 
-    def subjects(self, prompts: Sequence[str], stream: str = TOKENS) -> Tensor:
-        """`(n s, d)` float64: each prompt's last own token in each of `s` segments, or its pooled vector."""
-        rows = [torch.zeros(0, self.widths[stream])]
+    def subjects(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`(n s, d)` float64 of each stream: the prompts' last own tokens in each of `s` segments; pooled vectors."""
+        rows = {stream: [torch.zeros(0, width)] for stream, width in self.widths.items()}
         # The subject stands before the padding, and a causal encoder's states do not look ahead.
-        rows += [s.rows("last-subject", stream) for s in self.stream(prompts, length=1)]
-        return torch.cat(rows).double()
+        for states in self.stream(prompts, length=1):
+            for stream, found in rows.items():
+                found.append(states.rows("last-subject", stream))
+        return {stream: torch.cat(found).double() for stream, found in rows.items()}

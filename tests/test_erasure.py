@@ -196,7 +196,7 @@ class TestFit:
 
     def test_a_target_moves_the_concept_there(self, encoder, weights):
         edit = fit(encoder, ["cat"], method="uce", toward="dog", weights=weights, ridge=1e-8, preserve_scale=0.0).edit
-        cat, dog = encoder.subjects(["cat", "dog"])
+        cat, dog = encoder.subjects(["cat", "dog"])["tokens"]
         assert (edit.features(cat) - dog).norm() < 1e-3 * dog.norm()
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from erase_sd.certify import recoverability, revivable
-from erase_sd.erasure import weight_grams
+from erase_sd.erasure import weight_gram
 from erase_sd.fitting import Task, fit
 from erase_sd.methods import METHODS
 from erase_sd.methods.unlink import unlink
@@ -12,7 +12,7 @@ from erase_sd.robust import harden
 @pytest.fixture(scope="module")
 def problem(encoder, weights):
     spec = METHODS["rayleigh"]
-    gram = weight_grams(encoder.architecture, weights, encoder.widths)["tokens"]
+    gram = weight_gram(weights.values(), encoder.width)
     return Task(encoder, ("cat",), contexts=spec.contexts).problem(gram=gram)
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,9 @@ def goals(r: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 def main(argv: list[str] | None = None) -> int:
     """Exit 0 if every goal is met, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="needs 25 GB; emptied at the end")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="needs 25 GB; resumes; emptied at the end"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--small", action="store_true", help="narrow models: try the measurement itself")
     parser.add_argument("--peer", type=Path, help="a peer's script to time: python SCRIPT FOLDER OUT")
@@ -330,29 +333,43 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet_libraries()
     work: Path = args.work
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     cache = work / "cache"
     os.environ["ERASE_SD_CACHE"] = str(cache)
+    journal = work / "stages.json"
+    done: dict[str, Any] = json.loads(journal.read_text()) if journal.exists() else {}
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+    def stage(name: str, measure: Callable[[], Any]) -> Any:
+        """Measure, unless an interrupted run already did."""
+        if name not in done:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            done[name] = measure()
+            journal.write_text(json.dumps(done))
+        return done[name]
+
+    sd, xl = work / "sd14", work / "sdxl.safetensors"
+
+    def models() -> None:
+        write_folder(sd, "sd1", small=args.small)
+        write_single(xl, "sdxl", small=args.small)
+
+    def solve(name: str) -> dict[str, Any]:
+        return solve_times(
+            open_checkpoint(sd) if name == "SD 1.4" else open_checkpoint(xl, tokenizer=str(TOKENIZER)), name
+        )
 
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}" + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
     }
-    say("writing models ...")
-    sd = write_folder(work / "sd14", "sd1", small=args.small)
-    xl = write_single(work / "sdxl.safetensors", "sdxl", small=args.small)
-    say("copies ...")
-    result["copies"] = [copies(sd, work, cache, "SD 1.4 folder"), copies(xl, work, cache, "SDXL single file")]
-    say("cold starts ...")
-    result["cold"] = cold(sd, work, cache)
-    say("solving ...")
-    models = {"SD 1.4": open_checkpoint(sd), "SDXL": open_checkpoint(xl, tokenizer=str(TOKENIZER))}
-    result["scaling"] = scaling(models["SD 1.4"])
-    result["solve"] = [solve_times(m, n) for n, m in models.items()]
+    stage("models", models)
+    result["copies"] = [
+        stage("copying SD 1.4", lambda: copies(sd, work, cache, "SD 1.4 folder")),
+        stage("copying SDXL", lambda: copies(xl, work, cache, "SDXL single file")),
+    ]
+    result["cold"] = stage("cold starts", lambda: cold(sd, work, cache))
+    result["scaling"] = stage("many concepts", lambda: scaling(open_checkpoint(sd)))
+    result["solve"] = [stage(f"solving {name}", partial(solve, name)) for name in ("SD 1.4", "SDXL")]
     if args.peer:
         result["cold"]["a peer's script"] = peer_time(args.peer, sd, work)
     result["goals"] = goals(result)

@@ -105,6 +105,8 @@ def run(argv: list[str]) -> int:
         weights=weights,
         **options,
     )
+    width = encoder.width
+    del encoder  # the largest thing in memory, and no longer needed
     changed = erasure.weights(weights, allow_other_base=True)  # its own base, just read
     solved = time.perf_counter()
     part = erasure.parts[0]
@@ -116,7 +118,7 @@ def run(argv: list[str]) -> int:
         "edited": {
             "tensors": len(changed),
             "rank": erasure.rank,
-            "width": encoder.width,
+            "width": width,
             "dtype": dtype,
             "lost to rounding": erasure.rounding(weights, changed),
         },

@@ -308,12 +308,13 @@ def attacked(
         pairs = [(t.format(concept), t.format("thing")) for t in ("a photo of a {}", "a picture of a {}", "a {}")]
         yield concept_prompts(TextEncoder.of(pipe), pairs, "a photo of a thing")
     elif name == "revival" and edit is not None:
-        from erase_sd.erasure import weight_grams
+        from erase_sd.erasure import weight_gram, weight_streams
         from erase_sd.pipelines.live import LiveErasure
 
         encoder = TextEncoder.of(pipe)
         weights = LiveErasure.of(original or pipe).originals()
-        gram = weight_grams(encoder.architecture, weights, encoder.widths)["tokens"]
+        streams = weight_streams(encoder.architecture, weights, encoder.widths)
+        gram = weight_gram(streams["tokens"], encoder.width)
         states = encoder.encode([prompt]).states[0].double()
         found = revival(edit, states, gram, rho=1e-6 * float(gram.trace()) / len(gram))
         yield torch.cat([states[:1], found[1:]]).to(pipe.unet.dtype)[None]

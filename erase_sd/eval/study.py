@@ -23,7 +23,7 @@ from tqdm import tqdm
 from erase_sd.certify import change, revivable
 from erase_sd.emoji.render import available_objects, render
 from erase_sd.emoji.world import load_world, sample_scene, with_article
-from erase_sd.erasure import Erasure, combine, weight_grams
+from erase_sd.erasure import Erasure, combine, weight_gram
 from erase_sd.eval.attack import prompt_attack
 from erase_sd.eval.judge import _judge, judge
 from erase_sd.eval.study_report import frechet, summary, write
@@ -258,9 +258,9 @@ class Study:
         if key in self.done:
             return self.done[key]
         erasure = self.make(method, setting, t)
-        edit, subjects = erasure.edit, self.encoder.subjects(list(t.forget))
+        edit, subjects = erasure.edit, self.encoder.subjects(t.forget)["tokens"]
         edited = {n: self.weights[n] for n in erasure.sites(self.weights)}
-        gram = weight_grams(self.encoder.architecture, edited, self.encoder.widths)["tokens"]
+        gram = weight_gram(edited.values(), self.encoder.width)
         null = self.encoder.encode([""]).rows("all")
         entry: dict[str, Any] = {
             "key": key, "phase": phase, "method": method, "setting": setting, "kind": t.kind, "name": t.name,

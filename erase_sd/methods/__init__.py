@@ -32,6 +32,7 @@ class Method:
         kinds: Which projections it edits, "k", "v" or both.
         strength: Default strength. A projection removes what the forget prompts' own sentences show; a quarter more
             reverses it, which also reaches other sentences, where the detectors see only some of the concept.
+        reads_weights: Whether it needs `Σ WᵀW` of the weights.
         options: Names and defaults of its own options.
         style: What is otherwise for styles, which spread over every word of a prompt: options, and the strength.
     """
@@ -45,6 +46,7 @@ class Method:
     anchor: str | None = None
     kinds: str = "kv"
     strength: float = 1.0
+    reads_weights: bool = False
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
     style: dict[str, float] = field(default_factory=dict)
 
@@ -130,6 +132,7 @@ METHODS: dict[str, Method] = {
         retain="listed",
         tokens="last-subject",
         anchor="",
+        reads_weights=True,
         options={"rounds": 3, "rho": 0.1, "erase_scale": 1.0, "preserve_scale": 1.0, "ridge": 0.5},
     ),
     "speed": Method(

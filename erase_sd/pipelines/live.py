@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,17 +76,17 @@ class LiveErasure:
             raise WrongBase(f"this erasure is for text features of width {erasure.edit.width}, the model has {width}")
         if not allow_other_base:
             erasure.check_base({n: originals[n] for n in originals})
-        self._write([*self.erasures, erasure], self.strength)
+        self.set([*self.erasures, erasure], self.strength)
 
     def take(self, erasure: Erasure | None = None) -> None:
         """Remove one erasure, or all: the weights are again what they were, bit for bit."""
         if erasure is not None and erasure not in self.erasures:
             raise ValueError("this erasure is not applied here")
-        self._write([e for e in self.erasures if erasure is not None and e is not erasure], self.strength)
+        self.set([e for e in self.erasures if erasure is not None and e is not erasure], self.strength)
 
     def set_strength(self, strength: float) -> None:
         """Set the strength of everything applied: 0 is the original, 1 as made."""
-        self._write(self.erasures, strength)
+        self.set(self.erasures, strength)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -99,8 +99,12 @@ class LiveErasure:
             self.set_strength(strength)
 
     @torch.no_grad()
-    def _write(self, erasures: list[Erasure], strength: float) -> None:
-        """Compute all new weights, which may refuse, and only then change the model."""
+    def set(self, erasures: Sequence[Erasure], strength: float = 1.0) -> None:
+        """Apply these erasures, whatever was applied before; their base is not checked.
+
+        All new weights are computed first, which may refuse, and only then is the model changed.
+        """
+        erasures = list(erasures)
         if self.runtime:
             self._set_hook(erasures, strength)
             self.erasures, self.strength = erasures, strength

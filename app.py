@@ -1,0 +1,8 @@
+"""The demo as hosting services start it: `python app.py`. All of it is in `erase_sd.demo`; so are its options."""
+
+import sys
+
+from erase_sd.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -1,0 +1,309 @@
+"""What the demo does, without a page: one model in memory, any number of visitors, nothing kept of any."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from erase_sd.erasure import Erasure, combine
+
+BATCH = 4  # images between two looks at whether the visitor has cancelled
+_REMEMBERED = 512  # images of the untouched model, which are the same for everybody
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    prompt_length: int = 300
+    prompts: int = 32
+    concepts: int = 8
+    file_bytes: int = 2_000_000
+
+    def prompt_list(self, text: str, *, what: str) -> list[str]:
+        """Prompts of a text box: one a line, or separated by commas.
+
+        Raises:
+            ValueError: If there are too many, or one is too long.
+        """
+        from erase_sd.prompts import read_prompts, set_names
+
+        typed = [p.strip() for line in text.splitlines() for p in line.split(",") if p.strip()]
+        if len(typed) > self.prompts:
+            raise ValueError(f"at most {self.prompts} prompts to {what}, got {len(typed)}")
+        for prompt in typed:
+            if len(prompt) > self.prompt_length:
+                raise ValueError(f"a prompt may have {self.prompt_length} characters, one to {what} has {len(prompt)}")
+            # A visitor may name what is in the package, and no file of this machine.
+            if prompt.startswith("file:") or (prompt.startswith("set:") and prompt[4:] not in set_names()):
+                raise ValueError(f"{prompt!r}: here are prompts and the sets {', '.join(set_names())}")
+        return read_prompts(typed, what=what)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to draw.
+
+    Attributes:
+        label: What it is of.
+        prompt: Its prompt.
+        seed: Its seed.
+        forget: Whether it should change.
+        target: The object of the embedded world that it shows, or None.
+    """
+
+    label: str
+    prompt: str
+    seed: int
+    forget: bool
+    target: str | None = None
+
+
+class Studio:
+    """A model that visitors share.
+
+    Erasures are values that belong to a visitor; they touch the model while one batch of theirs is drawn, under a
+    lock, and then it is as it was.
+
+    Args:
+        model: As `--model` takes it.
+        variant: Weights variant of a folder or Hub id.
+        device: cpu, cuda or mps.
+        limits: What one request may ask for.
+    """
+
+    def __init__(self, model: str, *, variant: str = "", device: str = "cpu", limits: Limits | None = None) -> None:
+        from erase_sd.checkpoints import open_checkpoint
+        from erase_sd.cli.common import is_embedded, load_pipeline, model_path
+        from erase_sd.pipelines.live import LiveErasure
+        from erase_sd.text import TextEncoder
+
+        self.name = model
+        self.variant = variant
+        self.limits = limits or Limits()
+        path = model_path(model, variant=variant)
+        self.embedded = is_embedded(path)
+        self.pipe: Any = load_pipeline(open_checkpoint(path, variant=variant), variant=variant, device=device)
+        self.live = LiveErasure.of(self.pipe)
+        self.encoder = TextEncoder.of(self.pipe)
+        self.guidance = 3.0 if self.embedded else 7.5
+        self._lock = threading.Lock()
+        self._before: OrderedDict[tuple[Any, ...], Image.Image] = OrderedDict()
+
+    def warm(self) -> None:
+        """Make what every first request would wait for: the summary of the encoder's vocabulary, one image."""
+        from erase_sd.background import background, vocabulary
+
+        with self._lock:
+            background(self.encoder)
+            vocabulary(self.encoder, 2000)
+        for _ in self.draw([Shot("", "a photo of a dog", 0, False)], (), 1.0, steps=1):
+            pass
+
+    # -- erasing --------------------------------------------------------------------------------
+
+    def erase(
+        self,
+        forget: Sequence[str],
+        retain: Sequence[str] = (),
+        *,
+        method: str,
+        strength: float | None = None,
+        robust: bool = False,
+        name: str | None = None,
+    ) -> tuple[Erasure, float]:
+        """Make an erasure of one concept; nothing is applied.
+
+        Returns:
+            The erasure and the seconds it took.
+        """
+        from erase_sd.fitting import fit
+
+        if not forget:
+            raise ValueError("type what to forget, for instance: cat")
+        with self._lock:
+            start = time.perf_counter()
+            erasure = fit(
+                self.encoder,
+                forget,
+                retain=retain,
+                method=method,
+                strength=strength,
+                robust=robust,
+                name=name,
+                weights=self.live.originals(),
+            )
+            return erasure, time.perf_counter() - start
+
+    def open(self, path: str | Path) -> Erasure:
+        """Read a visitor's erasure file and check that it is for this model."""
+        erasure = Erasure.load(path)
+        with self._lock:
+            erasure.check_text_encoder(self.encoder.fingerprint)
+            erasure.check_base(self.live.originals())
+        if len(erasure.parts) > self.limits.concepts:
+            raise ValueError(f"at most {self.limits.concepts} concepts here, this file has {len(erasure.parts)}")
+        return erasure
+
+    def stacked(self, stack: Sequence[Erasure], erasure: Erasure) -> tuple[Erasure, ...]:
+        """A visitor's erasures with one more; it replaces those of the same name."""
+        names = set(erasure.names)
+        new = (*(e for e in stack if not names & set(e.names)), erasure)
+        if sum(len(e.parts) for e in new) > self.limits.concepts:
+            raise ValueError(f"at most {self.limits.concepts} concepts at once; remove one first")
+        combine(new)  # refuses what cannot act together
+        return new
+
+    def words_hit(self, erasure: Erasure) -> list[tuple[str, float]]:
+        """The words an erasure moves most."""
+        from erase_sd.preflight import words_hit
+
+        gone = [f for p in erasure.parts for f in p.forget]
+        with self._lock:
+            return words_hit(self.encoder, erasure.edit, exclude=gone, limit=1000)
+
+    # -- drawing --------------------------------------------------------------------------------
+
+    def shots(self, stack: Sequence[Erasure], own: str, seed: int) -> list[Shot]:
+        """What to look at: the visitor's own prompt, each erased concept, and things that should stay."""
+        from erase_sd.eval.before_after import subjects_for
+
+        found = [Shot("your prompt", own, seed, True)] if own else []
+        parts = [p for e in stack for p in e.parts]
+        for subject in subjects_for([p.forget[0] for p in parts], bystanders=4):
+            copies = 2 if subject.forget and len(parts) < 3 else 1
+            for i in range(copies):
+                prompt = subject.prompts[i % len(subject.prompts)]
+                found.append(Shot(subject.label, prompt, seed + i, subject.forget, subject.target))
+        return found
+
+    def draw(
+        self, shots: Sequence[Shot], stack: Sequence[Erasure], scale: float, *, steps: int = 20
+    ) -> Iterator[list[Image.Image]]:
+        """Draw some pictures, a batch at a time.
+
+        Args:
+            shots: What to draw.
+            stack: Erasures that act, jointly; none for the untouched model.
+            scale: Times their own strength.
+            steps: Denoising steps.
+
+        Yields:
+            All pictures so far, in the order of `shots`.
+        """
+        done: list[Image.Image] = []
+        for start in range(0, len(shots), BATCH):
+            part = shots[start : start + BATCH]
+            done += self._batch(part, stack, scale, steps) if stack and scale else self._untouched(part, steps)
+            yield list(done)
+
+    def _batch(self, shots: Sequence[Shot], stack: Sequence[Erasure], scale: float, steps: int) -> list[Image.Image]:
+        from erase_sd.pipelines.sampling import generate
+
+        with self._lock:
+            try:
+                if stack:
+                    # The prompt's embeddings are edited on their way in, where the method allows: no weight changes.
+                    self.live.runtime = combine(stack).kinds == "kv"
+                    self.live.set(stack, scale)
+                return generate(
+                    self.pipe,
+                    [s.prompt for s in shots],
+                    [s.seed for s in shots],
+                    steps=steps,
+                    guidance=self.guidance,
+                    batch=BATCH,
+                )
+            finally:
+                self.live.set((), 1.0)
+
+    def _untouched(self, shots: Sequence[Shot], steps: int) -> list[Image.Image]:
+        """Pictures of the untouched model; drawn once."""
+        keys = [(s.prompt, s.seed, steps) for s in shots]
+        missing = [s for s, k in zip(shots, keys, strict=True) if k not in self._before]
+        new = self._batch(missing, (), 1.0, steps) if missing else []
+        fresh = {(s.prompt, s.seed, steps): image for s, image in zip(missing, new, strict=True)}
+        found = [fresh.get(k) or self._before[k] for k in keys]
+        self._before.update(fresh)
+        while len(self._before) > _REMEMBERED:
+            self._before.popitem(last=False)
+        return found
+
+    def seen(self, images: Sequence[Image.Image]) -> list[str]:
+        """What the judge of the embedded world sees in each picture, or NudeNet in those of another model."""
+        if self.embedded:
+            from erase_sd.eval.judge import judge
+
+            return judge(images).top
+        import importlib.util
+
+        if importlib.util.find_spec("nudenet") is None:
+            return [""] * len(images)
+        from erase_sd.eval.detectors import NudeNet
+
+        return [", ".join(found["labels"]).lower() or "no nudity" for found in NudeNet()(images)]
+
+    # -- taking it home -------------------------------------------------------------------------
+
+    def files(self, stack: Sequence[Erasure], scale: float, folder: Path) -> dict[str, Path]:
+        """Write what a visitor may take home.
+
+        Returns:
+            Paths by kind: "erasure", "peft" and, where that format exists, "kohya".
+        """
+        from erase_sd.lora import save_lora
+
+        total = combine(stack).scaled(scale)
+        stem = "no-" + "-".join("".join(c if c.isalnum() else "-" for c in n.lower()) for n in total.names)[:60]
+        made = {"erasure": total.save(folder / f"{stem}.erasure.safetensors", force=True)}
+        with self._lock:
+            weights = self.live.originals()
+            styles = ("peft", "kohya") if self.live.architecture.denoiser == "unet" else ("peft",)
+            for style in styles:
+                path = folder / f"{stem}.{style}.safetensors"
+                made[style] = save_lora(total, weights, path, style=style, force=True)
+        return made
+
+
+def code(name: str, stack: Sequence[Erasure], scale: float) -> str:
+    """Python that does what was just done."""
+    where = "EMOJI_SD" if name == "emoji-sd" else repr(name)
+    lines = ["from erase_sd import EraseStableDiffusionPipeline"]
+    if name == "emoji-sd":
+        lines.append("from erase_sd.emoji.models import EMOJI_SD")
+    lines += ["", f"pipe = EraseStableDiffusionPipeline.from_pretrained({where})"]
+    for part in (p for e in stack for p in e.parts):
+        more = [f"name={part.name!r}", f"method={part.method!r}", f"strength={part.strength * scale:g}"]
+        if part.retain:
+            more.insert(0, f"retain={list(part.retain)!r}")
+        if part.options.get("robust"):
+            more.append("robust=True")
+        lines.append(f"pipe.erase({list(part.forget)!r}, {', '.join(more)})")
+    return "\n".join([*lines, 'pipe("a photo of a cat").images[0]'])
+
+
+def command(name: str, stack: Sequence[Erasure], scale: float) -> str:
+    """Shell commands that do what was just done."""
+    import shlex
+
+    model = [] if name == "emoji-sd" else ["--model", name]
+    lines, made = [], []
+    for i, part in enumerate(p for e in stack for p in e.parts):
+        out = "erased" if len(stack) == 1 and len(stack[0].parts) == 1 else f"erased-{i + 1}"
+        words = ["erase-concept", "erase", *model]
+        for key, prompts in (("--forget", part.forget), ("--retain", part.retain)):
+            words += [w for p in prompts for w in (key, p)]
+        words += ["--name", part.name, "--method", part.method, "--strength", f"{part.strength * scale:g}"]
+        words += ["--robust"] if part.options.get("robust") else []
+        lines.append(shlex.join([*words, "--out", out]))
+        made.append(out)
+    if len(made) > 1:
+        lines.append(shlex.join(["erase-concept", "apply", *made, *model, "--out", "erased"]))
+    return "\n".join(lines)
