@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study results bench bench-vision faults clean
+.PHONY: demo test lint types train-emoji validate-emoji study results bench bench-vision faults test-browser screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -22,6 +22,15 @@ demo: $(STAMP)  ## erase "cat" from the embedded model; ends by naming the pictu
 
 test: $(STAMP)  ## the whole test suite
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-browser: $(STAMP)  ## the demo in a real Chromium, headless; installs it on Debian; about 4 minutes
+	@test -x $${CHROMIUM:-/usr/bin/chromium} || { apt-get update -q && apt-get install -q -y chromium; } \
+	  || { echo "install Chromium and set CHROMIUM=/path/to/it" >&2; exit 2; }
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py -s
+
+screenshots: export ERASE_SD_SCREENSHOTS = docs
+screenshots: test-browser  ## the same, and keep its pictures in docs/
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from functools import cache, partial
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from erase_sd.vision import METHODS, PRESETS, load_data, make_task, unlearn
 from erase_sd.vision.closed_form import edit_layers
 from erase_sd.vision.data import Data
 from erase_sd.vision.layers import collect, layers
-from erase_sd.vision.metrics import log_entropy, roc_auc, shadow_auc
+from erase_sd.vision.metrics import average_gap, log_entropy, measure, roc_auc, shadow_auc
 from erase_sd.vision.models import build, emoji_clip, load_model
 from erase_sd.vision.tables import Setting, headed, markdown, plot, run
 from erase_sd.vision.task import Samples
@@ -56,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="cifar10.npz and its networks")
     parser.add_argument("--small", action="store_true", help="two classes, one seed: a trial")
+    parser.add_argument("--tune", action="store_true", help="find the presets for digits, print them, and stop")
     args = parser.parse_args(argv)
+    if args.tune:
+        tune()
+        return 0
     classes, seeds = ([0, 1], 1) if args.small else (list(range(10)), 3)
     lines = [INTRODUCTION.format(flags=" --small" if args.small else "", cores=torch.get_num_threads())]
     numbers: dict[str, Any] = {}
@@ -78,6 +84,47 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "ga": {"lr": (1e-3, 3e-3, 1e-2, 3e-2, 0.1), "epochs": (5, 10, 20)},
+    "rl": {"lr": (0.01, 0.03, 0.1)},
+    "salun": {"lr": (0.01, 0.03, 0.1)},
+    "ft": {"lr": (0.01, 0.03, 0.1), "epochs": (10, 20)},
+    "l1": {"lr": (0.01, 0.03, 0.1), "gamma": (5e-5, 5e-4, 2e-3, 5e-3, 1e-2)},
+    "iu": {"alpha": (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)},
+    "be": {"lr": (1e-3, 3e-3, 1e-2), "epochs": (1, 2, 5, 10)},
+    "bs": {"lr": (3e-3, 0.01, 0.03), "epochs": (5, 10, 20), "bound": (0.1, 0.3)},
+    "ssd": {"alpha": (2.0, 5.0, 10.0, 20.0, 50.0), "dampening": (0.1, 1.0)},
+    "jit": {"lr": (1e-3, 3e-3, 1e-2), "epochs": (1, 3, 5)},
+    "scrub": {"lr": (5e-4, 5e-3, 2e-2, 5e-2, 0.1), "epochs": (3, 6)},
+    "ntk": {"ridge": (1e-8, 1e-6, 1e-4, 1e-2, 1.0)},
+    "first-order": {"tau": (3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)},
+    "second-order": {"tau": (10.0, 100.0, 1000.0, 1e4)},
+    "eu-k": {"k": (1, 2), "epochs": (10, 20)},
+    "pgu": {"gamma": (0.8, 0.9, 0.95, 0.99)},
+}
+
+
+def tune() -> dict[tuple[str, str], dict[str, Any]]:
+    """Each rival's best setting on digits, by its gap to retraining on class 0 of one seed."""
+    data, found = load_data("digits"), {}
+    task = make_task(data, "class:0")
+    for name in ("mlp", "cnn"):
+        model = trained(name, data, 0)
+        reference = measure(unlearn(model, task, "retrain", seed=100, preset="digits").model, task)
+        for method, grid in tqdm(GRIDS.items(), desc=name):
+            gaps = []
+            for values in itertools.product(*grid.values()):
+                options = dict(zip(grid, values, strict=True))
+                try:
+                    numbers = measure(unlearn(model, task, method, preset="digits", **options).model, task)
+                except ValueError:  # diverged
+                    continue
+                gaps.append((average_gap(numbers, reference), options))
+            gap, found[method, f"digits {name}"] = min(gaps, key=lambda g: g[0])
+            tqdm.write(f'    ("{method}", "digits {name}"): {found[method, f"digits {name}"]},  # {gap:.2f}')
+    return found
+
+
 def trained(name: str, data: Data, seed: int, epochs: int = 40) -> nn.Module:
     """A network trained on all of the data."""
     model = build(name, len(data.classes), data.train_x.shape[1], seed=seed)
@@ -96,7 +143,7 @@ def _digits(args: Any, classes: list[int], seeds: int, numbers: dict[str, Any]) 
     data = load_data("digits")
     for name in ("mlp", "cnn"):
         original = cache(partial(trained, name, data))
-        setting = Setting(data, original, "digits", True, f"{name} digits")
+        setting = Setting(data, original, f"digits {name}", True, f"{name} digits")
         methods = [m for m in METHODS if m not in ("retrain", "unlink-below")]
         rows = run("class-wise", setting, args.work, methods=methods, classes=classes, seeds=seeds)
         numbers[f"digits {name}"] = rows
@@ -177,7 +224,7 @@ def _clip(args: Any, numbers: dict[str, Any]) -> list[str]:
 def _pgu(args: Any, seeds: int, numbers: dict[str, Any]) -> list[str]:
     data = load_data("digits")
     original = cache(partial(trained, "mlp", data))
-    setting = Setting(data, original, "digits", True, "mlp digits")
+    setting = Setting(data, original, "digits mlp", True, "mlp digits")
     lines = ["## PGU", ""]
     for table, told in (
         ("incremental", "Four classes one after another, from one cache; the method reads no retained sample."),

@@ -73,6 +73,11 @@ def _model(args: Any, data: Any, seed: int) -> Any:
                desc="training the original")  # fmt: skip
 
 
+def network(model: str) -> str:
+    """The architecture that `--model` names."""
+    return model.partition(":")[0]
+
+
 def _options(pairs: list[str], method: str) -> dict[str, Any]:
     """`--option key=value`, as JSON where it is JSON."""
     from erase_sd.vision import METHODS
@@ -121,7 +126,7 @@ def _unlearn(argv: list[str]) -> int:
         return 0
     model = _model(args, data, args.seed)
     before = measure(model, task)
-    result = unlearn(model, task, args.method, seed=args.seed, preset=data.name, **options)
+    result = unlearn(model, task, args.method, seed=args.seed, preset=f"{data.name} {network(args.model)}", **options)
     after = measure(result.model, task)
     report = {
         "model": args.model, "data": args.data, "forget": task.name, "method": args.method, "options": result.options,
@@ -182,7 +187,7 @@ def _table(argv: list[str]) -> int:
     weights = file_hash(file) if file.is_file() else ""
     identity = json.dumps([args.model, weights, args.data, args.size, args.epochs if args.train else 0])
     retrain = not args.no_retrain and not args.model.startswith("emoji-clip")
-    setting = Setting(data, original, data.name, retrain, name, identity)
+    setting = Setting(data, original, f"{data.name} {network(args.model)}", retrain, name, identity)
     methods = args.method or [m for m in METHODS if m != "retrain"]
     rows = run(args.name, setting, args.out, methods=methods, classes=classes, seeds=args.seeds)
     lines = [f"# {args.name}: {TABLES[args.name]}", "", f"{name}, {len(classes)} classes, {args.seeds} seeds.", ""]

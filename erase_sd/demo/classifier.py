@@ -69,7 +69,7 @@ def forget(name: str, label: str, method: str) -> Outcome:
     with _LOCK:
         model, data = network(name)
         task = make_task(data, f"class:{label}")
-        result = unlearn(model, task, method, preset=data.name)
+        result = unlearn(model, task, method, preset=f"{data.name} {name}")
         number = task.classes[0]
         near = [c for c in range(len(data.classes)) if c != number]
         wrong = {m: logits(net, data.test_x).argmax(1) for m, net in (("before", model), ("after", result.model))}
@@ -150,7 +150,7 @@ def tab(telling: Callable[..., Any], heavy: dict[str, Any], private: dict[str, A
             about = gr.HTML("<p>Nothing is forgotten yet.</p>", elem_id="outcome")
             gallery = gr.Gallery(
                 label="test samples: the forgotten class first", format="png", columns=6, allow_preview=False,
-                interactive=False, elem_classes="pictures", buttons=[],
+                interactive=False, buttons=[],
             )  # fmt: skip
 
     @telling

@@ -34,7 +34,6 @@ CSS = """
 .facts { width: 100%; border-collapse: collapse } .facts td, .facts th { padding: .2em .6em; text-align: left;
 border-bottom: 1px solid var(--border-color-primary, #ccc) }
 .report { width: 100%; height: 80vh; border: 0; background: white }
-.pictures img { image-rendering: pixelated }
 @media (max-width: 600px) { .facts td, .facts th { padding: .2em .25em } }
 """
 DARK = "() => { document.body.classList.toggle('dark'); }"
@@ -204,13 +203,13 @@ def pair(before: Image.Image, after: Image.Image) -> Image.Image:
     edge = max(CELL // 2, min(before.width, CELL))
     sheet = Image.new("RGB", (2 * edge + 4, edge), "white")
     for x, image in ((0, before), (edge + 4, after)):
-        sheet.paste(image.resize((edge, edge), Image.Resampling.NEAREST), (x, 0))
+        sheet.paste(image.resize((edge, edge), Image.Resampling.BICUBIC), (x, 0))
     return sheet
 
 
 def large(image: Image.Image) -> Image.Image:
     """A picture as the slider shows it."""
-    return image.resize((2 * CELL, 2 * CELL), Image.Resampling.NEAREST) if image.width < CELL else image
+    return image.resize((2 * CELL, 2 * CELL), Image.Resampling.BICUBIC) if image.width < CELL else image
 
 
 def build(house: House) -> gr.Blocks:
@@ -265,9 +264,9 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
                 )  # fmt: skip
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, info="Of the first picture")
             with gr.Row():
-                look = gr.Button("Pre-flight", elem_id="preflight")
-                go = gr.Button("Erase", variant="primary", elem_id="erase")
-                stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
+                look = gr.Button("Pre-flight", min_width=80, elem_id="preflight")
+                go = gr.Button("Erase", variant="primary", min_width=80, elem_id="erase")
+                stop = gr.Button("Cancel", min_width=80, elem_id="cancel")
         with gr.Column(scale=3, min_width=300):
             about = gr.HTML(f"<p>{NOTHING}</p>", label="Pre-flight", elem_id="about")
     with gr.Row():
@@ -278,12 +277,12 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
             )  # fmt: skip
             slider = gr.ImageSlider(
                 label="before | after, same seed", format="png", type="pil", interactive=False, elem_id="slider",
-                elem_classes="pictures", buttons=["fullscreen"],
+                buttons=["fullscreen"],
             )  # fmt: skip
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
-                label="before and after, side by side; choose one for the slider", format="png", columns=3,
-                allow_preview=False, interactive=False, elem_id="gallery", elem_classes="pictures", buttons=[],
+                label="before and after, side by side; choose one for the slider", format="png", columns=2,
+                object_fit="contain", allow_preview=False, interactive=False, elem_id="gallery", buttons=[],
             )  # fmt: skip
             scores = gr.HTML(elem_id="scores")
     with gr.Row():
@@ -336,7 +335,7 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
                 done = len(shots) * len(drawn) + len(pictures)
                 left = (time.perf_counter() - start) / done * (total - done)
                 progress((done, total), desc=f"drawing, about {left:.0f} s left", unit="pictures")
-                yield {}
+                yield {about: gr.skip()}
             drawn.append(pictures)
         before, after = drawn
         state = replace(state, shots=tuple(shots), before=tuple(before), after=tuple(after))
@@ -402,7 +401,7 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
                 erasure = erasure - name  # noqa: PLW2901
             if erasure.parts:
                 stack.append(erasure)
-        yield {about: f"<p>{NOTHING}</p>"} if not stack else {}
+        yield {about: gr.skip() if stack else f"<p>{NOTHING}</p>"}
         yield from redraw(house.studio(state.model), replace(state, stack=tuple(stack)), progress)
 
     @telling
@@ -420,7 +419,14 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
         return large(state.before[event.index]), large(state.after[event.index])
 
     running = [
-        go.click(erase, [visit, strength, own, seed, *prompts], results, **heavy, **private),
+        gr.on(
+            [go.click, forget.submit, own.submit],
+            erase,
+            [visit, strength, own, seed, *prompts],
+            results,
+            **heavy,
+            **private,
+        ),  # fmt: skip
         strength.release(rescale, [visit, strength], results, trigger_mode="always_last", **heavy, **private),
         out.click(remove, [visit, erased], results, **heavy, **private),
         upload.upload(add, [visit, upload, strength, model], results, **heavy, **private),

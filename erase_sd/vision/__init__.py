@@ -170,20 +170,51 @@ METHODS: dict[str, VisionMethod] = {
     ),
 }  # fmt: skip
 
-# Options that differ from a method's own for some data (found on class 0, which then counts like any other).
+# Options that differ from a method's own for some data or network on it ("digits", "digits cnn"); those for digits are
+# found on class 0 by `python -m erase_sd.bench.vision --tune`.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("retrain", "digits"): {"epochs": 40, "lr": 0.05, "batch": 64},
-    ("ga", "digits"): {"lr": 1e-3, "epochs": 20},
-    ("ssd", "digits"): {"alpha": 5.0},
-    ("first-order", "digits"): {"tau": 1e-2},
-    ("jit", "digits"): {"lr": 1e-2, "epochs": 5},
-    ("scrub", "digits"): {"lr": 5e-3},
+    ("ga", "digits mlp"): {"lr": 0.03, "epochs": 10},
+    ("rl", "digits mlp"): {"lr": 0.1},
+    ("salun", "digits mlp"): {"lr": 0.1},
+    ("ft", "digits mlp"): {"lr": 0.1, "epochs": 20},
+    ("l1", "digits mlp"): {"lr": 0.1, "gamma": 0.01},
+    ("iu", "digits mlp"): {"alpha": 30.0},
+    ("be", "digits mlp"): {"lr": 0.003, "epochs": 5},
+    ("bs", "digits mlp"): {"lr": 0.003, "epochs": 5, "bound": 0.3},
+    ("ssd", "digits mlp"): {"alpha": 2.0, "dampening": 1.0},
+    ("jit", "digits mlp"): {"lr": 0.01, "epochs": 5},
+    ("scrub", "digits mlp"): {"lr": 0.05, "epochs": 6},
+    ("first-order", "digits mlp"): {"tau": 0.03},
+    ("second-order", "digits mlp"): {"tau": 100.0},
+    ("eu-k", "digits mlp"): {"k": 1, "epochs": 20},
+    ("pgu", "digits mlp"): {"gamma": 0.8},
+    ("ga", "digits cnn"): {"lr": 0.03, "epochs": 20},
+    ("rl", "digits cnn"): {"lr": 0.03},
+    ("salun", "digits cnn"): {"lr": 0.03},
+    ("ft", "digits cnn"): {"lr": 0.1, "epochs": 20},
+    ("l1", "digits cnn"): {"lr": 0.1, "gamma": 0.002},
+    ("iu", "digits cnn"): {"alpha": 300.0},
+    ("be", "digits cnn"): {"lr": 0.01, "epochs": 2},
+    ("bs", "digits cnn"): {"lr": 0.003, "epochs": 10, "bound": 0.3},
+    ("ssd", "digits cnn"): {"alpha": 5.0, "dampening": 0.1},
+    ("jit", "digits cnn"): {"lr": 0.003, "epochs": 5},
+    ("scrub", "digits cnn"): {"lr": 0.05, "epochs": 6},
+    ("first-order", "digits cnn"): {"tau": 0.3},
+    ("second-order", "digits cnn"): {"tau": 1000.0},
+    ("eu-k", "digits cnn"): {"k": 1, "epochs": 10},
+    ("pgu", "digits cnn"): {"gamma": 0.8},
     ("ft", "cifar10"): {"epochs": 2},
     ("l1", "cifar10"): {"epochs": 2},
     ("rl", "cifar10"): {"epochs": 2},
     ("salun", "cifar10"): {"epochs": 2},
     ("scrub", "cifar10"): {"epochs": 2},
 }
+
+
+def preset_of(method: str, preset: str) -> dict[str, Any]:
+    """Options of a method for "digits" or "digits cnn"; the network's go before the data's."""
+    return PRESETS.get((method, preset.partition(" ")[0]), {}) | PRESETS.get((method, preset), {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +244,7 @@ def unlearn(
         task: What to forget and to keep.
         method: Name in `METHODS`.
         seed: Of everything random.
-        preset: Data whose presets apply, such as "digits".
+        preset: Data, or data and network, whose presets apply, such as "digits" or "digits cnn".
         **options: The method's own options.
 
     Raises:
@@ -225,7 +256,7 @@ def unlearn(
     unknown = sorted(set(options) - set(spec.options) - {"cache", "retained"})
     if unknown:
         raise ValueError(f"{method} has no option {unknown[0]!r}; it has {', '.join(spec.options) or 'none'}")
-    settings = spec.options | PRESETS.get((method, preset), {}) | options
+    settings = spec.options | preset_of(method, preset) | options
     where, name = spec.where.split(":")
     function = getattr(importlib.import_module(f"erase_sd.vision.{where}"), name)
     start = time.perf_counter()

@@ -39,7 +39,13 @@ def membership(model: nn.Module, task: Task, *, seed: int = 0) -> float:
 
 
 def measure(model: nn.Module, task: Task, *, seed: int = 0) -> dict[str, float]:
-    """UA, RA, TA and MIA in per cent; UA is 100 less the accuracy on forget samples."""
+    """UA, RA, TA and MIA in per cent; UA is 100 less the accuracy on forget samples.
+
+    Raises:
+        ValueError: If the model answers with NaN.
+    """
+    if torch.isnan(logits(model, task.forget.x[:64])).any():
+        raise ValueError("the model's outputs are NaN: the method diverged; a smaller learning rate may help")
     return {
         "UA": 100 - accuracy(model, task.forget),
         "RA": accuracy(model, task.retain),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from erase_sd.vision import METHODS, PRESETS, unlearn
+from erase_sd.vision import METHODS, preset_of, unlearn
 from erase_sd.vision.data import Data
 from erase_sd.vision.layers import layers
 from erase_sd.vision.metrics import average_gap, measure, penultimate, relearn
@@ -181,7 +181,7 @@ def run(table: str, setting: Setting, work: Path, *, methods: Sequence[str], cla
     for case in tqdm(plan, desc=f"{table}, {setting.name}", unit="run"):
         spec = METHODS.get(case.method)
         told = [asdict(case), setting.name, setting.identity, setting.retrain, spec.options if spec else None]
-        told.append(PRESETS.get((case.method, setting.preset)))
+        told.append(preset_of(case.method, setting.preset))
         key = json.dumps(told, sort_keys=True, default=str)
         if key not in done:
             task, retrained = reference(case.forget, case.seed)
@@ -206,9 +206,9 @@ def _attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float]
     model = setting.original(case.seed)
     try:
         result = unlearn(model, _shown(task, case), case.method, seed=case.seed, preset=setting.preset, **case.options)
+        return _numbers(result.model, task, result.seconds, case.seed), ""
     except ValueError as error:
         return {}, str(error)
-    return _numbers(result.model, task, result.seconds, case.seed), ""
 
 
 def _shown(task: Task, case: Case) -> Task:

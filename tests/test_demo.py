@@ -1,0 +1,242 @@
+"""The demo without a browser: what it computes, what it refuses, what it leaves behind."""
+
+import os
+import shlex
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+from erase_sd.demo.classifier import forget, outcome_html
+from erase_sd.demo.page import House, Visit, reports_in
+from erase_sd.demo.serve import Guard, credentials
+from erase_sd.demo.studio import Limits, Shot, Studio, code, command
+from erase_sd.edit import LowRankEdit
+from erase_sd.erasure import Erasure
+
+CAT = [Shot("cat", "a picture of a cat", s, True, "cat") for s in range(3)]
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return Studio("emoji-sd")
+
+
+def last(pictures):
+    *_, final = pictures
+    return final
+
+
+def same(a, b):
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+
+
+def test_prompt_lists_are_split_and_bounded():
+    limits = Limits(prompt_length=12, prompts=3)
+    assert limits.prompt_list(" cat, kitten\n\ncat ", what="forget") == ["cat", "kitten"]
+    assert limits.prompt_list("", what="keep") == []
+    assert len(limits.prompt_list("set:alcohol", what="forget")) > 3
+    for text, words in (("a,b,c,d", "at most 3"), ("x" * 13, "12 characters")):
+        with pytest.raises(ValueError, match=words):
+            limits.prompt_list(text, what="forget")
+
+
+@pytest.mark.parametrize("text", ["file:/etc/passwd", "set:../x", "set:/tmp/x.yaml", "set:x.yml"])
+def test_a_visitor_names_no_file_of_this_machine(text):
+    with pytest.raises(ValueError, match="here are prompts and the sets"):
+        Limits().prompt_list(text, what="forget")
+
+
+def test_erasing_is_seen_and_leaves_the_shared_model_as_it_was(studio):
+    original = {n: p.detach().clone() for n, p in studio.pipe.unet.named_parameters()}
+    erasure, seconds = studio.erase(["cat", "kitten"], method="rayleigh")
+    assert seconds > 0
+    before, after = last(studio.draw(CAT, (), 1.0, steps=10)), last(studio.draw(CAT, (erasure,), 1.0, steps=10))
+    assert studio.seen(before).count("cat") == 3
+    assert studio.seen(after).count("cat") == 0
+    assert same(last(studio.draw(CAT, (erasure,), 0.0, steps=10)), before)
+    assert all(torch.equal(p, original[n]) for n, p in studio.pipe.unet.named_parameters())
+    assert not studio.live.erasures
+    assert not studio.pipe.unet._forward_pre_hooks
+
+
+def test_a_method_that_edits_values_alone_works_too(studio):
+    erasure, _ = studio.erase(["cat"], method="speed")
+    drawn = last(studio.draw(CAT[:1], (erasure,), 1.0, steps=3))
+    assert not same(drawn, last(studio.draw(CAT[:1], (), 1.0, steps=3)))
+    assert not studio.live.erasures
+
+
+def test_visitors_who_take_turns_see_their_own_work_alone(studio):
+    cat, pizza = (studio.erase([w], method="rayleigh")[0] for w in ("cat", "pizza"))
+    shots = [*CAT, *CAT]  # two batches each
+    alone = [last(studio.draw(shots, (e,), 1.0, steps=3)) for e in (cat, pizza)]
+    streams = [studio.draw(shots, (e,), 1.0, steps=3) for e in (cat, pizza)]
+    together = [[], []]
+    for a, b in zip(*streams, strict=True):  # batch by batch in turn
+        together = [a, b]
+    assert all(same(x, y) for x, y in zip(alone, together, strict=True))
+
+
+def test_a_failure_while_drawing_leaves_the_model_clean(studio, monkeypatch):
+    erasure, _ = studio.erase(["cat"], method="rayleigh")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("erase_sd.pipelines.sampling.generate", broken)
+    with pytest.raises(RuntimeError):
+        last(studio.draw(CAT, (erasure,), 1.0))
+    assert not studio.live.erasures
+    assert not studio.pipe.unet._forward_pre_hooks
+
+
+def test_stacking_replaces_by_name_and_is_bounded(studio):
+    cat, robust, dog = (
+        studio.erase(["cat"], method="rayleigh")[0],
+        studio.erase(["cat"], method="unlink")[0],
+        studio.erase(["dog"], method="rayleigh")[0],
+    )
+    stack = studio.stacked(studio.stacked((cat,), dog), robust)
+    assert [e.parts[0].method for e in stack] == ["rayleigh", "unlink"]
+    with pytest.raises(ValueError, match="erasures differ in kinds"):
+        studio.stacked(stack, studio.erase(["bird"], method="speed")[0])
+    small = Studio.__new__(Studio)
+    small.limits = Limits(concepts=1)
+    with pytest.raises(ValueError, match="at most 1 concepts"):
+        small.stacked((cat,), dog)
+
+
+def test_what_one_takes_home_does_what_the_page_showed(studio, tmp_path, weights):
+    cat, dog = (studio.erase([w], ["horse"], method="rayleigh")[0] for w in ("cat", "dog"))
+    shown = last(studio.draw(CAT, (cat, dog), 0.8, steps=5))
+    files = studio.files((cat, dog), 0.8, tmp_path)
+    assert set(files) == {"erasure", "peft", "kohya"}
+    again = studio.open(files["erasure"])
+    assert again.names == ("cat", "dog")
+    assert same(last(studio.draw(CAT, (again,), 1.0, steps=5)), shown)
+    studio.pipe.load_lora_weights(str(tmp_path), weight_name=files["peft"].name)
+    try:
+        by_lora = last(studio.draw(CAT, (), 1.0, steps=6))  # other steps: no picture is remembered
+    finally:
+        studio.pipe.unload_lora_weights()
+    plain, edited = last(studio.draw(CAT, (), 1.0, steps=7)), last(studio.draw(CAT, (again,), 1.0, steps=6))
+    assert all(
+        abs(a - b) <= 2
+        for x, y in zip(by_lora, edited, strict=True)
+        for a, b in zip(x.tobytes(), y.tobytes(), strict=True)
+    )
+    assert not same(by_lora, plain)
+
+
+def test_the_code_on_the_page_makes_the_same_erasure(studio, tmp_path, weights, monkeypatch):
+    from erase_sd.cli.main import main
+
+    stack = (studio.erase(["cat", "kitten"], ["horse"], method="rayleigh")[0], studio.erase(["dog"], method="uce")[0])
+    total = stack[0].scaled(0.8) + stack[1].scaled(0.8)
+    text = code("emoji-sd", stack, 0.8).replace('pipe("a photo of a cat").images[0]', "")
+    names: dict = {}
+    exec(text, names)
+    expected = total.weights(weights)
+    for name, parameter in names["pipe"].unet.named_parameters():
+        if name in expected:
+            assert torch.allclose(parameter.float(), expected[name].float(), atol=2e-3)
+    monkeypatch.chdir(tmp_path)
+    for line in command("emoji-sd", stack, 0.8).splitlines():
+        words = shlex.split(line)
+        assert words[0] == "erase-concept"
+        assert main([*words[1:], *(["--images", "0"] if words[1] == "erase" else [])]) == 0
+    written = Erasure.load(tmp_path / "erased" / "erasure.safetensors")
+    assert torch.allclose(written.edit.matrix, total.edit.matrix, atol=1e-6)
+
+
+def test_an_erasure_file_for_another_model_is_refused(studio, tmp_path):
+    erasure, _ = studio.erase(["cat"], method="rayleigh")
+    part = erasure.parts[0]
+    narrow = LowRankEdit(torch.ones(8, 1), torch.ones(8, 1) / 8)
+    path = tmp_path / "other.safetensors"
+    Erasure((type(part)("cat", {"tokens": narrow}, ("cat",)),), text_encoder="x", base={"y": "z"}).save(path)
+    with pytest.raises(ValueError, match="another text encoder"):
+        studio.open(path)
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="damaged"):
+        studio.open(path)
+
+
+def test_a_visit_takes_its_files_along(tmp_path):
+    house = House(("emoji-sd",), folder=tmp_path)
+    own = tmp_path / "visit"
+    own.mkdir()
+    (own / "x.safetensors").write_bytes(b"x")
+    house.leave(Visit("emoji-sd", folder=own))
+    assert not own.exists()
+    with pytest.raises(ValueError, match="its operator allows no other"):
+        house.studio("/etc")
+
+
+def test_reports_come_from_their_folder_alone(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    (inside / "deep").mkdir(parents=True)
+    outside.mkdir()
+    (inside / "deep" / "report.html").write_text("<p>one</p>")
+    (outside / "secret.html").write_text("<p>two</p>")
+    os.symlink(outside / "secret.html", inside / "link.html")
+    assert list(reports_in(inside)) == ["deep/report.html"]
+    assert reports_in(None) == {}
+
+
+def test_uploads_are_small_erasure_files():
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    async def take(request: Request):
+        async with request.form() as form:
+            return PlainTextResponse(str(len(await form["files"].read())))
+
+    app = Starlette(routes=[Route("/gradio_api/upload", take, methods=["POST"])], middleware=[Middleware(Guard)])
+    client = TestClient(app)
+
+    def send(name, size):
+        return client.post("/gradio_api/upload", files={"files": (name, b"x" * size)})
+
+    good = send("a.safetensors", 100_000)
+    assert (good.status_code, good.text) == (200, "100000")
+    assert "default-src 'self'" in good.headers["content-security-policy"]
+    assert send("a.html", 10).status_code == 415
+    assert send("a.safetensors.pkl", 10).status_code == 415
+    assert client.post("/gradio_api/upload", content=b"nothing").status_code == 415
+    assert send("a.safetensors", 3_000_000).status_code == 413
+    both = {"a": ("a.safetensors", b"x"), "files": ("b.py", b"x")}
+    assert client.post("/gradio_api/upload", files=both).status_code == 415
+
+
+def test_the_password_comes_from_the_environment(monkeypatch):
+    from erase_sd.cli.main import main
+
+    monkeypatch.setenv("ERASE_SD_AUTH", "ann:se:cret")
+    assert credentials() == ("ann", "se:cret")
+    for bad in ("", "ann", "ann:", ":x"):
+        monkeypatch.setenv("ERASE_SD_AUTH", bad)
+        assert main(["demo", "--auth"]) == 2
+    assert main(["demo", "--queue", "0"]) == 2
+    assert main(["demo", "--reports", "/no/such/folder"]) == 2
+
+
+@pytest.mark.parametrize(("network", "label"), [("mlp", "3"), ("emoji-clip", "pizza")])
+def test_the_classifier_forgets_a_class(network, label):
+    outcome = forget(network, label, "rayleigh")
+    first = outcome.classes[0]
+    assert first[0] == label
+    assert first[1] > 0.8
+    assert first[2] < 0.1
+    assert outcome.numbers["after"]["UA"] > 95
+    assert outcome.numbers["after"]["RA"] > outcome.numbers["before"]["RA"] - 3
+    assert outcome.pictures
+    assert "<script" not in outcome_html(outcome, "<script>")
+    with pytest.raises(ValueError, match="no network"):
+        forget("vgg", "3", "rayleigh")
