@@ -256,7 +256,8 @@ def markdown(r: dict[str, Any]) -> str:
         "",
         "## Solve and apply",
         "",
-        "One concept, the retain prompts of the method, text already encoded. The first two give the same weights.",
+        "One concept, the retain prompts of the method, text already encoded. The first two are one formula: layer by",
+        "layer in float32, as published, and once for all layers in float64; they differ by the former's inverse.",
         "",
         "| model | matrices | width | UCE layer by layer | the same by one map | ratio | largest difference "
         "| our default | fit, text included |",
