@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erase_sd.background import vocabulary
 from erase_sd.certify import change
@@ -15,30 +17,45 @@ from erase_sd.methods import METHODS
 from erase_sd.text import TextEncoder
 
 
-def words_hit(
-    encoder: TextEncoder, edit: LowRankEdit, *, exclude: Sequence[str] = (), limit: int = 2000
-) -> list[tuple[str, float]]:
-    """The vocabulary's words by how much an edit moves them, most first.
+@dataclass(frozen=True, eq=False)
+class Words:
+    """States of a vocabulary's words, to try edits on.
 
-    Args:
-        encoder: Text encoder.
-        edit: The edit.
-        exclude: Words not to list, e.g. the forget prompts.
-        limit: How many of the most frequent words to try.
-
-    Returns:
-        Pairs of a word and the relative change `‖T x − x‖ / ‖x‖` of its own and EOS states.
+    Attributes:
+        words: The words.
+        rows: `(n, d)` states of their own tokens and EOS, word after word.
+        counts: How many rows each word has.
     """
-    skip = {e.lower() for e in exclude}
-    words = [w for w in vocabulary(encoder, limit) if w.lower() not in skip]
-    moved: list[tuple[str, float]] = []
-    for states in encoder.stream(words):
-        mask = states.mask("words+eos")
-        changed = torch.zeros(mask.shape, dtype=torch.float64)
-        changed[mask] = change(edit, states.states[mask])
-        mean = changed.sum(1) / mask.sum(1)
-        moved += zip(states.prompts, mean.tolist(), strict=True)
-    return sorted(moved, key=lambda pair: -pair[1])
+
+    words: tuple[str, ...]
+    rows: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, limit: int = 2000) -> Words:
+        """The most frequent words of an encoder's vocabulary."""
+        words = tuple(vocabulary(encoder, limit))
+        rows, counts = [], []
+        for states in encoder.stream(words, length=1):
+            mask = states.mask("words+eos")
+            rows.append(states.states[mask])
+            counts.append(mask.sum(1))
+        return cls(words, torch.cat(rows), torch.cat(counts))
+
+    def hit(self, edit: LowRankEdit, *, exclude: Sequence[str] = ()) -> list[tuple[str, float]]:
+        """The words by how much an edit moves them, most first.
+
+        Args:
+            edit: The edit.
+            exclude: Words not to list, e.g. the forget prompts.
+
+        Returns:
+            Pairs of a word and the mean relative change `‖T x − x‖ / ‖x‖` of its states.
+        """
+        skip = {e.lower() for e in exclude}
+        mean = [float(part.mean()) for part in change(edit, self.rows).split(self.counts.tolist())]
+        moved = [(w, m) for w, m in zip(self.words, mean, strict=True) if w.lower() not in skip]
+        return sorted(moved, key=lambda pair: -pair[1])
 
 
 def budget(

@@ -41,11 +41,12 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"no such folder: {args.reports}")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the demo needs Gradio: pip install 'erase-sd[demo]'")
-    from erase_sd.demo.serve import credentials, serve
+    from erase_sd.demo.serve import credentials, few_arenas, serve
 
     auth = credentials() if args.auth else None
     if auth is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
         print("erase-concept demo: open to everybody who reaches it; --auth asks for a password", file=sys.stderr)
+    few_arenas()
     quiet_libraries()
     from erase_sd.demo.page import House
 

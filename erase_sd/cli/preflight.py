@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
     quiet_libraries()
     from erase_sd.fitting import fit
     from erase_sd.methods import METHODS
-    from erase_sd.preflight import budget, words_hit
+    from erase_sd.preflight import Words, budget
 
     encoder = model.encoder()
     settings: dict[str, Any] = dict(
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
         options |= chosen
     erasure = fit(encoder, forget, strength=strength, **settings, **options)
     part = erasure.parts[0]
-    hit = words_hit(encoder, erasure.edit, exclude=forget)
+    hit = Words.of(encoder).hit(erasure.edit, exclude=forget)
     report = {
         "concept": part.name,
         "method": part.method,

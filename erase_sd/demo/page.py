@@ -33,6 +33,7 @@ CSS = """
 .bars i.kept { background: var(--neutral-400, #78909c) }
 .facts { width: 100%; border-collapse: collapse } .facts td, .facts th { padding: .2em .6em; text-align: left;
 border-bottom: 1px solid var(--border-color-primary, #ccc) }
+#gallery .thumbnail-item { aspect-ratio: 2 / 1 } #gallery .grid-wrap { height: auto; max-height: none }
 .report { width: 100%; height: 80vh; border: 0; background: white }
 @media (max-width: 600px) { .facts td, .facts th { padding: .2em .25em } }
 """
@@ -282,7 +283,8 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
                 label="before and after, side by side; choose one for the slider", format="png", columns=2,
-                object_fit="contain", allow_preview=False, interactive=False, elem_id="gallery", buttons=[],
+                object_fit="contain", height="auto", allow_preview=False, interactive=False, buttons=[],
+                elem_id="gallery",
             )  # fmt: skip
             scores = gr.HTML(elem_id="scores")
     with gr.Row():
@@ -427,7 +429,7 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
             **heavy,
             **private,
         ),  # fmt: skip
-        strength.release(rescale, [visit, strength], results, trigger_mode="always_last", **heavy, **private),
+        strength.input(rescale, [visit, strength], results, trigger_mode="always_last", **heavy, **private),
         out.click(remove, [visit, erased], results, **heavy, **private),
         upload.upload(add, [visit, upload, strength, model], results, **heavy, **private),
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
 import shutil
 import sys
@@ -85,6 +87,12 @@ def credentials() -> tuple[str, str]:
     if not user or not colon or not password:
         raise ValueError("--auth reads the environment: set ERASE_SD_AUTH=user:password")
     return user, password
+
+
+def few_arenas() -> None:
+    """Let glibc keep two heaps instead of one for every thread that ever allocated: half the server's memory."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def serve(

@@ -7,12 +7,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from erase_sd.erasure import Erasure, combine
+from erase_sd.preflight import Words
 
 BATCH = 4  # images between two looks at whether the visitor has cancelled
 _REMEMBERED = 512  # images of the untouched model, which are the same for everybody
@@ -99,11 +101,11 @@ class Studio:
 
     def warm(self) -> None:
         """Make what every first request would wait for: the summary of the encoder's vocabulary, one image."""
-        from erase_sd.background import background, vocabulary
+        from erase_sd.background import background
 
         with self._lock:
             background(self.encoder)
-            vocabulary(self.encoder, 2000)
+        assert self._words.words
         for _ in self.draw([Shot("", "a photo of a dog", 0, False)], (), 1.0, steps=1):
             pass
 
@@ -163,11 +165,12 @@ class Studio:
 
     def words_hit(self, erasure: Erasure) -> list[tuple[str, float]]:
         """The words an erasure moves most."""
-        from erase_sd.preflight import words_hit
+        return self._words.hit(erasure.edit, exclude=[f for p in erasure.parts for f in p.forget])
 
-        gone = [f for p in erasure.parts for f in p.forget]
+    @cached_property
+    def _words(self) -> Words:
         with self._lock:
-            return words_hit(self.encoder, erasure.edit, exclude=gone, limit=1000)
+            return Words.of(self.encoder)
 
     # -- drawing --------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ METHODS: dict[str, VisionMethod] = {
 }  # fmt: skip
 
 # Options that differ from a method's own for some data or network on it ("digits", "digits cnn"); those for digits are
-# found on class 0 by `python -m erase_sd.bench.vision --tune`.
+# found on classes 0, 4 and 7 of one seed by `python -m erase_sd.bench.vision --tune`.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("retrain", "digits"): {"epochs": 40, "lr": 0.05, "batch": 64},
     ("ga", "digits mlp"): {"lr": 0.03, "epochs": 10},
