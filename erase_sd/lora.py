@@ -13,9 +13,7 @@ from torch import Tensor
 from erase_sd.erasure import Erasure
 from erase_sd.files import atomic_path
 from erase_sd.ldm import to_ldm
-from erase_sd.sites import TOKENS, by_name
-
-STYLES = ("peft", "kohya")
+from erase_sd.sites import LORA_STYLES, TOKENS, by_name
 
 
 def lora_tensors(
@@ -32,8 +30,8 @@ def lora_tensors(
     Raises:
         ValueError: On an unknown style or another base.
     """
-    if style not in STYLES:
-        raise ValueError(f"expected a LoRA style of {', '.join(STYLES)}; got {style!r}")
+    if style not in LORA_STYLES:
+        raise ValueError(f"expected a LoRA style of {', '.join(LORA_STYLES)}; got {style!r}")
     erasure.check_base(weights)
     architecture, edits, rank = by_name(erasure.architecture), erasure.edits, erasure.rank
     if architecture.denoiser != "unet" and style == "kohya":

@@ -118,6 +118,17 @@ def test_preflight(capsys, tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_words_are_measured_on_the_states_the_model_sees(encoder, cat):
+    from erase_sd.certify import change
+    from erase_sd.preflight import Words
+
+    hit = dict(Words.of(encoder, 200).hit(cat.edit, exclude=["Cat"]))
+    assert "cat" not in hit
+    for word in list(hit)[:3] + list(hit)[-3:]:
+        direct = change(cat.edit, encoder.encode([word]).rows("words+eos")).mean()
+        assert abs(hit[word] - float(direct)) < 1e-4
+
+
 def test_preflight_keeps_a_drift_budget(capsys):
     code, text, err = call(
         capsys, "preflight", "--forget", "cat", "--method", "unlink-oblique", "--max-drift", "0.01", "--json"

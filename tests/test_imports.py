@@ -19,7 +19,8 @@ def loaded(code):
     [
         ("import erase_sd; dir(erase_sd)", set()),
         ("from erase_sd.cli.main import main; main(['--help'])", set()),
-        ("from erase_sd.cli.main import main\nmain(['erase', '--help'])", {"torch"}),
+        ("from erase_sd.cli.main import main\nmain(['erase', '--help'])", set()),
+        ("from erase_sd.cli.main import main\nmain(['demo', '--help'])", set()),
         ("import erase_sd.moments, erase_sd.edit, erase_sd.methods.rayleigh", {"torch"}),
         ("import erase_sd.erasure, erase_sd.checkpoints, erase_sd.lora, erase_sd.certify", {"torch"}),
     ],

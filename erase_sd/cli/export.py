@@ -6,7 +6,7 @@ from pathlib import Path
 
 from erase_sd.cli.apply import erasure_path
 from erase_sd.cli.common import add_model, open_model, parser, print_json
-from erase_sd.lora import STYLES
+from erase_sd.sites import LORA_STYLES
 
 EXAMPLES = """  erase-concept export cat.safetensors --style kohya --out no-cat.safetensors     A1111, ComfyUI
   erase-concept export ./cat-free --style peft --out no-cat.safetensors          diffusers: load_lora_weights"""
@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     p = parser("export", "Write an erasure as an exact LoRA for its base model.", EXAMPLES)
     p.add_argument("erasure", type=Path, help="erasure file, or a folder that holds one")
     add_model(p)
-    p.add_argument("--style", choices=STYLES, default="peft", help="key names (default peft)")
+    p.add_argument("--style", choices=LORA_STYLES, default="peft", help="key names (default peft)")
     p.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="dtype of the factors")
     p.add_argument("--out", type=Path, required=True, help="file to write")
     p.add_argument("--force", action="store_true", help="replace --out if it exists")

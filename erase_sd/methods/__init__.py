@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from erase_sd.edit import LowRankEdit
+if TYPE_CHECKING:
+    from erase_sd.edit import LowRankEdit
 
 __all__ = ["DEFAULT", "METHODS", "Method"]
 
