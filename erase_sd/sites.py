@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TOKENS, POOLED = "tokens", "pooled"
+LORA_STYLES = ("peft", "kohya")  # key names of LoRA exports
 
 
 @dataclass(frozen=True)
