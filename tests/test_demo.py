@@ -240,3 +240,17 @@ def test_the_classifier_forgets_a_class(network, label):
     assert "<script" not in outcome_html(outcome, "<script>")
     with pytest.raises(ValueError, match="no network"):
         forget("vgg", "3", "rayleigh")
+
+
+def test_another_model_is_looked_at_by_nudenet(tmp_path):
+    pytest.importorskip("nudenet")
+    from erase_sd.bench.shapes import write_folder
+
+    studio = Studio(str(write_folder(tmp_path / "model", "sd1", small=True)))
+    assert not studio.embedded
+    erasure, _ = studio.erase(["cat"], method="unlink")
+    shots = studio.shots((erasure,), "a house", 0)[:2]
+    pictures = last(studio.draw(shots, (erasure,), 1.0, steps=2))
+    assert shots[0].label == "your prompt"
+    assert len(studio.seen(pictures)) == 2
+    assert str(tmp_path) not in code("model", (erasure,), 1.0)

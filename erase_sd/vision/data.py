@@ -87,7 +87,7 @@ def load_data(where: str, *, size: int | None = None) -> Data:
     if where == "digits":
         return _digits()
     if where == "emoji":
-        return _emoji()
+        return emoji()
     path = Path(where)
     if path.suffix == ".npz":
         return _npz(path, size)
@@ -112,7 +112,7 @@ def _digits() -> Data:
     return Data("digits", x[~test], y[~test], x[test], y[test], tuple(str(c) for c in range(10)))
 
 
-def _emoji(train: int = 30, test: int = 20) -> Data:
+def emoji(train: int = 30, test: int = 20) -> Data:
     """Scenes of one object each, for all objects of the embedded world; the finer name is the artist's."""
     from dataclasses import replace
 

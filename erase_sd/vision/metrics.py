@@ -11,31 +11,28 @@ from torch import Tensor, nn
 
 from erase_sd.vision.layers import layers, watching
 from erase_sd.vision.task import Samples, Task
-from erase_sd.vision.train import accuracy, logits
+from erase_sd.vision.train import logits
 
 KEYS = ("UA", "RA", "TA", "MIA")
 
 
-def membership(model: nn.Module, task: Task, *, seed: int = 0) -> float:
-    """MIA: per cent of forget samples that an attack takes for non-members.
+def membership(inside: np.ndarray, outside: np.ndarray, forget: np.ndarray) -> float:
+    """MIA: per cent of forget samples that an attack takes for non-members; NaN without non-members.
 
-    An SVC (C = 3, rbf, gamma "auto") on one feature, the probability of the true label; members are as many retained
-    samples as there are test samples, non-members the test samples. NaN without test samples.
+    An SVC (C = 3, rbf, gamma "auto") on one feature, the probability of the true label.
+
+    Args:
+        inside: `(n,)` of retained samples, the members.
+        outside: `(n,)` of test samples, the non-members.
+        forget: `(m,)` of forget samples.
     """
     from sklearn.svm import SVC
 
-    if not len(task.test):
+    if not len(outside):
         return math.nan
-    inside = task.retain.sample(len(task.test), seed)
-
-    def feature(part: Samples) -> np.ndarray:
-        p = logits(model, part.x).softmax(1)
-        return p.gather(1, part.y[:, None]).numpy()
-
-    features = np.concatenate([feature(inside), feature(task.test)])
-    labels = np.r_[np.ones(len(inside)), np.zeros(len(task.test))]
-    attack = SVC(C=3, kernel="rbf", gamma="auto").fit(features, labels)
-    return 100 * float((attack.predict(feature(task.forget)) == 0).mean())
+    labels = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
+    attack = SVC(C=3, kernel="rbf", gamma="auto").fit(np.r_[inside, outside][:, None], labels)
+    return 100 * float((attack.predict(forget[:, None]) == 0).mean())
 
 
 def measure(model: nn.Module, task: Task, *, seed: int = 0) -> dict[str, float]:
@@ -46,11 +43,21 @@ def measure(model: nn.Module, task: Task, *, seed: int = 0) -> dict[str, float]:
     """
     if torch.isnan(logits(model, task.forget.x[:64])).any():
         raise ValueError("the model's outputs are NaN: the method diverged; a smaller learning rate may help")
+    right: dict[str, float] = {}
+    sure: dict[str, np.ndarray] = {}
+    for name, part in (("forget", task.forget), ("retain", task.retain), ("test", task.test)):
+        out = logits(model, part.x) if len(part) else torch.zeros(0, task.outputs)
+        right[name] = 100 * float((out.argmax(1) == part.y).float().mean()) if len(part) else math.nan
+        sure[name] = out.softmax(1).gather(1, part.y[:, None])[:, 0].numpy()
+    members = sure["retain"]
+    if len(task.test) < len(members):  # as many members as non-members
+        generator = torch.Generator().manual_seed(seed)
+        members = members[torch.randperm(len(members), generator=generator)[: len(task.test)].numpy()]
     return {
-        "UA": 100 - accuracy(model, task.forget),
-        "RA": accuracy(model, task.retain),
-        "TA": accuracy(model, task.test),
-        "MIA": membership(model, task, seed=seed),
+        "UA": 100 - right["forget"],
+        "RA": right["retain"],
+        "TA": right["test"],
+        "MIA": membership(members, sure["test"], sure["forget"]),
     }
 
 
