@@ -289,6 +289,8 @@ class Erasure:
             base = {str(name): str(value) for name, value in about["base"].items()}
             if about["kinds"] not in ("k", "v", "kv") or not all(isinstance(p.name, str) for p in parts):
                 raise TypeError("kinds")
+            if any(e.rank > e.width for p in parts for e in p.edits.values()):
+                raise TypeError("a rank within the width")
             architecture = by_name(about["architecture"])
             if any(set(p.edits) - set(architecture.patterns) or TOKENS not in p.edits for p in parts):
                 raise TypeError("streams")

@@ -152,25 +152,70 @@ def test_the_code_on_the_page_makes_the_same_erasure(studio, tmp_path, weights, 
 
 
 def test_an_erasure_file_for_another_model_is_refused(studio, tmp_path):
+    import dataclasses
+
     erasure, _ = studio.erase(["cat"], method="rayleigh")
-    part = erasure.parts[0]
-    narrow = LowRankEdit(torch.ones(8, 1), torch.ones(8, 1) / 8)
-    path = tmp_path / "other.safetensors"
-    Erasure((type(part)("cat", {"tokens": narrow}, ("cat",)),), text_encoder="x", base={"y": "z"}).save(path)
+    path = dataclasses.replace(erasure, text_encoder="x").save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="another text encoder"):
         studio.open(path)
-    path.write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match="damaged"):
+    dataclasses.replace(erasure, base={n: "0" for n in erasure.base}).save(path, force=True)
+    with pytest.raises(ValueError, match="another base"):
         studio.open(path)
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="^other.safetensors is damaged"):  # and not where it lies
+        studio.open(path)
+
+
+def part_of(studio, **changes):
+    import dataclasses
+
+    erasure, _ = studio.erase(["cat"], method="rayleigh")
+    return dataclasses.replace(erasure, parts=(dataclasses.replace(erasure.parts[0], **changes),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"forget": ("z " * 400_000,)}, "more or longer prompts"),
+        ({"forget": tuple(f"p{i}" for i in range(1000))}, "more or longer prompts"),
+        ({"forget": ()}, "names no forget prompts"),
+        ({"forget": (5,)}, "names no forget prompts"),
+        ({"strength": 1e9}, "strength between 0 and 10"),
+        ({"edits": {"tokens": LowRankEdit(torch.zeros(1, 1), torch.zeros(1, 1))}}, "width"),
+        ({"edits": {"tokens": LowRankEdit(torch.zeros(1, 400), torch.zeros(1, 400))}}, "rank within the width"),
+    ],
+)
+def test_a_file_that_asks_for_more_than_the_page_allows_is_refused(studio, tmp_path, changes, told):
+    path = part_of(studio, **changes).save(tmp_path / "big.safetensors")
+    with pytest.raises(ValueError, match=told):
+        studio.open(path)
+
+
+def test_any_name_makes_a_file_name(studio, tmp_path):
+    files = studio.files((part_of(studio, name="\U00020000" * 60 + "/../x"),), 1.0, tmp_path)
+    assert all(p.parent == tmp_path and p.name.isascii() and len(p.name) < 100 for p in files.values())
+
+
+def test_all_sets_at_once_are_too_many():
+    from erase_sd.prompts import set_names
+
+    with pytest.raises(ValueError, match="with all sets"):
+        Limits().prompt_list(", ".join(f"set:{n}" for n in set_names()), what="forget")
+    assert len(Limits().prompt_list("set:nudity", what="forget")) > 5
 
 
 def test_a_visit_takes_its_files_along(tmp_path):
-    house = House(("emoji-sd",), folder=tmp_path)
-    own = tmp_path / "visit"
-    own.mkdir()
-    (own / "x.safetensors").write_bytes(b"x")
+    house = House(("emoji-sd",), tmp_path)
+    own, old, new = tmp_path / "visit", tmp_path / "gradio" / "old", tmp_path / "gradio" / "new"
+    for folder in (own, old, new):
+        folder.mkdir(parents=True)
+        (folder / "x.safetensors").write_bytes(b"x")
     house.leave(Visit("emoji-sd", folder=own))
     assert not own.exists()
+    os.utime(old, (0, 0))
+    house.sweep()  # what a visit left that never said good-bye
+    assert new.exists()
+    assert not old.exists()
     with pytest.raises(ValueError, match="its operator allows no other"):
         house.studio("/etc")
 
@@ -186,7 +231,7 @@ def test_reports_come_from_their_folder_alone(tmp_path):
     assert reports_in(None) == {}
 
 
-def test_uploads_are_small_erasure_files():
+def test_requests_are_small_and_for_what_the_page_needs(tmp_path):
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import Request
@@ -198,7 +243,14 @@ def test_uploads_are_small_erasure_files():
         async with request.form() as form:
             return PlainTextResponse(str(len(await form["files"].read())))
 
-    app = Starlette(routes=[Route("/gradio_api/upload", take, methods=["POST"])], middleware=[Middleware(Guard)])
+    async def any_route(request: Request):
+        return PlainTextResponse("reached")
+
+    paths = ("/gradio_api/component_server", "/gradio_api/queue/join", "/gradio_api/process_recording", "/config")
+    routes = [Route(p, any_route, methods=["GET", "POST"]) for p in paths]
+    routes += [Route("/gradio_api/file={path:path}", any_route)]
+    routes += [Route("/gradio_api/upload", take, methods=["POST"])]
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, folder=tmp_path)])
     client = TestClient(app)
 
     def send(name, size):
@@ -213,6 +265,27 @@ def test_uploads_are_small_erasure_files():
     assert send("a.safetensors", 3_000_000).status_code == 413
     both = {"a": ("a.safetensors", b"x"), "files": ("b.py", b"x")}
     assert client.post("/gradio_api/upload", files=both).status_code == 415
+    assert client.post("/gradio_api/upload", files={"other": ("a.safetensors", b"x")}).status_code == 415
+    hidden = (
+        b'--b\r\nX-A: filename="a.safetensors"\r\nContent-Disposition: form-data; name="files"; FILENAME="evil.html"'
+        b"\r\n\r\nx\r\n--b--\r\n"
+    )
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    assert client.post("/gradio_api/upload", content=hidden, headers=kind).status_code == 415
+    for path, status in {
+        "/config": 200,
+        "/gradio_api/component_server": 404,
+        "/gradio_api/process_recording": 404,
+        f"/gradio_api/file={tmp_path}/x.png": 200,
+        f"/gradio_api/file={tmp_path}/../x.png": 403,
+        "/gradio_api/file=http://127.0.0.1/x.png": 403,
+        "/gradio_api/file=/etc/passwd": 403,
+    }.items():
+        assert client.get(path).status_code == status, path
+    assert client.post("/gradio_api/component_server", json={}).status_code == 404
+    assert client.post("/gradio_api/queue/join", content=b"x" * 1000).status_code == 200
+    assert client.post("/gradio_api/queue/join", content=b"x" * 300_000).status_code == 413
+    assert client.put("/config").status_code == 404
 
 
 def test_the_password_comes_from_the_environment(monkeypatch):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import os
+import shutil
+import signal
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any, NoReturn
 
 from erase_sd.cli.common import EMBEDDED, parser, quiet_libraries
 
@@ -32,11 +38,9 @@ def run(argv: list[str]) -> int:
         "--reports", type=Path, metavar="FOLDER", help="evaluation pages to show (`eval report` writes them)"
     )
     p.add_argument("--queue", type=int, default=64, help="requests that may wait (default 64)")
-    p.add_argument("--jobs", type=int, default=1, help="requests computed at a time (default 1)")
     args = p.parse_args(argv)
-    for name, value in (("--queue", args.queue), ("--jobs", args.jobs)):
-        if value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
+    if args.queue < 1:
+        raise ValueError(f"expected --queue of at least 1, got {args.queue}")
     if args.reports and not args.reports.is_dir():
         raise ValueError(f"no such folder: {args.reports}")
     if importlib.util.find_spec("gradio") is None:
@@ -46,12 +50,23 @@ def run(argv: list[str]) -> int:
     auth = credentials() if args.auth else None
     if auth is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
         print("erase-concept demo: open to everybody who reaches it; --auth asks for a password", file=sys.stderr)
+    signal.signal(signal.SIGTERM, _end)
     few_arenas()
     quiet_libraries()
+    folder = Path(tempfile.mkdtemp(prefix="erase-sd-demo-"))  # readable by this user alone
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Before Gradio is imported, which looks here: uploads and results lie in our own folder.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from erase_sd.demo.page import House
 
-    house = House(tuple(args.model or [EMBEDDED]), args.any_model, args.device, args.reports, jobs=args.jobs)
+    house = House(tuple(args.model or [EMBEDDED]), folder, args.any_model, args.device, args.reports)
     print("loading the model ...", file=sys.stderr, flush=True)
     house.studio(house.models[0]).warm()
     serve(house, host=args.host, port=args.port, auth=auth, share=args.share, queue=args.queue)
     return 0
+
+
+def _end(*_: Any) -> NoReturn:
+    """A service manager's request to stop: as Ctrl-C, but no failure."""
+    raise SystemExit(0)

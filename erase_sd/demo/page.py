@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import inspect
@@ -25,6 +26,8 @@ from erase_sd.prompts import set_names
 INTRO = """# Take a concept out
 Type what a text-to-image model should forget. See it go at the same seeds, see what stays, take the file home."""
 NOTHING = "Nothing is erased yet."
+STAY = 6 * 3600  # seconds that a visit's work is kept
+MODELS = 2  # models in memory at once
 CELL = 256  # edge of a picture on the page, pixels
 
 CSS = """
@@ -81,19 +84,17 @@ class House:
 
     Attributes:
         models: Names of the models that may be chosen.
+        folder: Temporary folder of this process; visitors' files lie in it.
         any_model: Whether a visitor may name another folder or Hub id.
         device: Where models run.
         reports: Folder of evaluation reports, or None.
-        folder: Temporary folder of this process; visitors' files lie in it.
-        jobs: How many requests are computed at a time.
     """
 
     models: Sequence[str]
+    folder: Path
     any_model: bool = False
     device: str = "cpu"
     reports: Path | None = None
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="erase-sd-demo-")))
-    jobs: int = 1
     _studios: dict[str, Studio] = field(default_factory=dict)
 
     def studio(self, name: str) -> Studio:
@@ -101,6 +102,8 @@ class House:
         if name not in self.models and not self.any_model:
             raise ValueError(f"this demo has {', '.join(self.models)}; its operator allows no other model")
         if name not in self._studios:
+            while len(self._studios) >= MODELS:  # the one loaded first makes room
+                del self._studios[next(iter(self._studios))]
             self._studios[name] = Studio(name, device=self.device)
         return self._studios[name]
 
@@ -109,13 +112,22 @@ class House:
         if visit.folder is not None:
             shutil.rmtree(visit.folder, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Delete what is left of visits that ended without a word."""
+        for path in [*self.folder.glob("*"), *self.folder.glob("gradio/*")]:
+            with contextlib.suppress(FileNotFoundError):  # another request may have swept it
+                if path.name != "gradio" and time.time() - path.stat().st_mtime > STAY:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
 
 def telling(function: Callable[..., Any]) -> Callable[..., Any]:
     """Show the visitor what was wrong in one line; anything unexpected goes to the operator's log alone."""
     expected = (ValueError, OSError, MemoryError)
 
     def told(error: BaseException) -> gr.Error:
-        return gr.Error(" ".join(str(error).split()), title="That does not work", print_exception=False)
+        # An operating system's message has paths of this machine in it.
+        text = error.strerror or "the disk failed" if isinstance(error, OSError) else str(error)
+        return gr.Error(html.escape(" ".join(text.split())), title="That does not work", print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -215,7 +227,8 @@ def large(image: Image.Image) -> Image.Image:
 
 def build(house: House) -> gr.Blocks:
     """The page of a house; nothing runs before `launch`."""
-    heavy = {"concurrency_id": "model", "concurrency_limit": house.jobs}
+    # One at a time: a model draws one visitor's pictures at once, and one visitor's events follow one another.
+    heavy = {"concurrency_id": "model", "concurrency_limit": 1}
     private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Blocks(title="erase-sd", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         with gr.Row():
@@ -228,13 +241,12 @@ def build(house: House) -> gr.Blocks:
             classifier.tab(telling, heavy, private)
         with gr.Tab("Report"):
             _report_tab(house, private)
-    page.queue(api_open=False, default_concurrency_limit=house.jobs)
     return page
 
 
 def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> None:
     first = house.models[0]
-    visit = gr.State(Visit(first), time_to_live=6 * 3600, delete_callback=house.leave)
+    visit = gr.State(Visit(first), time_to_live=STAY, delete_callback=house.leave)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             model = gr.Dropdown(
@@ -341,25 +353,30 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
             drawn.append(pictures)
         before, after = drawn
         state = replace(state, shots=tuple(shots), before=tuple(before), after=tuple(after))
-        found = home(studio, state)
-        yield found | {
+        verdicts = scores_html(studio, state)
+        yield home(studio, state) | {
             slider: (large(before[0]), large(after[0])),
             gallery: [
                 (pair(b, a), f"{'forget' if s.forget else 'keep'}: {s.prompt}")
                 for s, b, a in zip(shots, before, after, strict=True)
             ],
-            scores: scores_html(studio, state),
+            scores: verdicts,
         }
 
     def home(studio: Studio, state: Visit) -> dict[Any, Any]:
         """Files, code and the list of what is erased."""
-        house.leave(state)
-        state = replace(state, folder=None)
+        house.sweep()
         files: dict[str, Path] = {}
+        new: Path | None = None
         if state.stack:
-            state = replace(state, folder=Path(tempfile.mkdtemp(dir=house.folder)))
-            assert state.folder is not None
-            files = studio.files(state.stack, state.scale, state.folder)
+            new = Path(tempfile.mkdtemp(dir=house.folder))
+            try:
+                files = studio.files(state.stack, state.scale, new)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+        house.leave(state)  # the files of the step before
+        state = replace(state, folder=new)
         kinds = ("erasure", "peft", "kohya")
         return {
             visit: state,
@@ -409,10 +426,10 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
     @telling
     def add(state: Visit, path: str, scale: float, name: str, progress: gr.Progress = gr.Progress()) -> Iterator[Any]:  # noqa: B008
         studio = house.studio(name)
-        size = Path(path).stat().st_size
-        if size > studio.limits.file_bytes:
-            raise ValueError(f"an erasure file has kilobytes, this one has {size / 1e6:.1f} MB")
-        erasure = studio.open(path)
+        try:
+            erasure = studio.open(path)
+        finally:
+            Path(path).unlink(missing_ok=True)
         stack = studio.stacked(state.stack if state.model == name else (), erasure)
         yield {about: f"<p>added {html.escape(', '.join(erasure.names))}</p>"}
         yield from redraw(studio, replace(state, model=name, stack=stack, scale=float(scale)), progress)

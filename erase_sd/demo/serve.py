@@ -6,14 +6,24 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from erase_sd.demo.page import House
 
+SESSIONS = 500  # visitors whose work is remembered
 UPLOAD_BYTES = 2_000_000
+BODY_BYTES = 200_000  # of any other request
+FOLDER_BYTES = 2_000_000_000  # of all that visitors have uploaded and made
+# What the page asks for; Gradio has more routes, and none of them is needed here.
+READ = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|login_check|(static|assets|svelte)/.*|"
+    r"gradio_api/(startup-events|app_id|queue/data|upload_progress|heartbeat/[\w-]+|file=.*))?"
+)
+WRITE = re.compile(r"/(login|gradio_api/(upload|cancel|reset|queue/join))")
 # The browser itself refuses whatever is not from here.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -23,19 +33,26 @@ POLICY = (
 
 
 class Guard:
-    """ASGI middleware: uploads are small and named `.safetensors`; every page says what it may load.
+    """ASGI middleware: what the page needs and nothing else, in small requests, from its own folder.
 
     Args:
         app: What it guards.
+        folder: The only folder whose files are served and whose size is bounded.
+        root_path: Path under which a proxy publishes the page.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, folder: Path, root_path: str = "") -> None:
         self.app = app
+        self.folder = folder
+        self.root_path = root_path.rstrip("/")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, or pass on."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the page uses no WebSocket
+            await send({"type": "websocket.close", "code": 1008})
             return
 
         async def guarded(message: Any) -> None:
@@ -48,33 +65,75 @@ class Guard:
                 ]
             await send(message)
 
-        path = scope["path"].rstrip("/")
-        if scope["method"] == "POST" and path.endswith("/upload"):
-            body = b""
-            more = True
-            while more and len(body) <= UPLOAD_BYTES:
-                message = await receive()
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-            names = re.findall(rb'filename\*?="?([^"\r\n]*)', body)
-            if len(body) > UPLOAD_BYTES:
-                await _refuse(guarded, 413, f"at most {UPLOAD_BYTES // 1_000_000} MB")
-            elif not names or not all(n.lower().endswith(b".safetensors") for n in names):
-                await _refuse(guarded, 415, "only .safetensors files")
-            else:
-                parts = [{"type": "http.request", "body": body, "more_body": False}]
-
-                async def replay() -> Any:
-                    return parts.pop() if parts else await receive()
-
-                await self.app(scope, replay, guarded)
+        path = scope["path"].removeprefix(self.root_path).rstrip("/") or "/"
+        reads = scope["method"] in ("GET", "HEAD")
+        if not (READ if reads else WRITE).fullmatch(path) or scope["method"] not in ("GET", "HEAD", "POST"):
+            await _answer(guarded, 404, "there is nothing here")
             return
-        await self.app(scope, receive, guarded)
+        if reads:
+            file = path.partition("/gradio_api/file=")[2]
+            if file and not (file.startswith(f"{self.folder}/") and ".." not in file.split("/")):
+                await _answer(guarded, 403, "that file is not of this page")
+                return
+            await self.app(scope, receive, guarded)
+            return
+        uploading = path.endswith("/upload")
+        limit = UPLOAD_BYTES if uploading else BODY_BYTES
+        body, more = b"", True
+        while more and len(body) <= limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(body) > limit:
+            await _answer(guarded, 413, f"at most {limit / 1e6:g} MB")
+        elif uploading and not await _is_erasure_upload(scope, body):
+            await _answer(guarded, 415, "one .safetensors file")
+        elif uploading and _size(self.folder) > FOLDER_BYTES:
+            await _answer(guarded, 507, "the demo's disk is full; try again later")
+        else:
+            parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay() -> Any:
+                return parts.pop() if parts else await receive()
+
+            await self.app(scope, replay, guarded)
 
 
-async def _refuse(send: Any, status: int, text: str) -> None:
+async def _is_erasure_upload(scope: Any, body: bytes) -> bool:
+    """Whether a form holds one file, in the field Gradio reads, named as erasure files are."""
+    from starlette.datastructures import Headers, UploadFile
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(Headers(scope=scope), stream(), max_files=1, max_fields=4).parse()
+    except (MultiPartException, KeyError, ValueError):
+        return False
+    items = form.multi_items()
+    await form.close()
+    return (
+        [key for key, _ in items] == ["files"]
+        and isinstance(items[0][1], UploadFile)
+        and (items[0][1].filename or "").lower().endswith(".safetensors")
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+async def _answer(send: Any, status: int, text: str) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": text.encode()})
+
+
+async def _no_download(url: str, *_: Any, **__: Any) -> str:
+    """Stands in for Gradio's own: a visitor may not make the server fetch an address."""
+    raise ValueError(f"this page fetches nothing: {url[:80]}")
 
 
 def credentials() -> tuple[str, str]:
@@ -104,7 +163,7 @@ def serve(
     share: bool = False,
     queue: int = 64,
     block: bool = True,
-    root_path: str | None = None,
+    root_path: str = "",
 ) -> str:
     """Start the demo.
 
@@ -121,26 +180,27 @@ def serve(
     Returns:
         The local address.
     """
-    # Uploads and results lie in the house's own folder, readable by this user alone, gone at the end.
-    os.environ["GRADIO_TEMP_DIR"] = str(house.folder / "gradio")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
+    from gradio import processing_utils
     from starlette.middleware import Middleware
 
     from erase_sd.demo.page import CSS, build
 
+    processing_utils.async_ssrf_protected_download = _no_download
     page = build(house)
-    page.queue(api_open=False, max_size=queue, default_concurrency_limit=house.jobs)
+    page.queue(api_open=False, max_size=queue, default_concurrency_limit=1)
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     theme = gr.themes.Default(
         primary_hue="rose", neutral_hue="slate", font=fonts, font_mono=("ui-monospace", "monospace")
     )
+    guard = Middleware(Guard, folder=house.folder, root_path=root_path)
     try:
         _, address, public = page.launch(
             server_name=host, server_port=port, auth=auth, share=share, prevent_thread_lock=True, show_error=False,
             quiet=True, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-            mcp_server=False, max_file_size=UPLOAD_BYTES, theme=theme, css=CSS, root_path=root_path,
-            app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            mcp_server=False, max_file_size=UPLOAD_BYTES, theme=theme, css=CSS, root_path=root_path or None,
+            state_session_capacity=SESSIONS,
+            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )  # fmt: skip
         print(f"the demo is at {public or address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         if block:
@@ -148,5 +208,4 @@ def serve(
     finally:
         if block:
             page.close(verbose=False)
-            shutil.rmtree(house.folder, ignore_errors=True)
     return address

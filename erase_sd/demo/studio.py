@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -22,12 +23,19 @@ _REMEMBERED = 512  # images of the untouched model, which are the same for every
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """What one request may ask for.
+
+    Attributes:
+        prompt_length: Characters of a prompt.
+        prompts: Prompts that are typed.
+        expanded: Prompts after sets have been put in.
+        concepts: Concepts that are erased at once.
+    """
 
     prompt_length: int = 300
     prompts: int = 32
+    expanded: int = 150
     concepts: int = 8
-    file_bytes: int = 2_000_000
 
     def prompt_list(self, text: str, *, what: str) -> list[str]:
         """Prompts of a text box: one a line, or separated by commas.
@@ -46,7 +54,27 @@ class Limits:
             # A visitor may name what is in the package, and no file of this machine.
             if prompt.startswith("file:") or (prompt.startswith("set:") and prompt[4:] not in set_names()):
                 raise ValueError(f"{prompt!r}: here are prompts and the sets {', '.join(set_names())}")
-        return read_prompts(typed, what=what)
+        found = read_prompts(typed, what=what)
+        if len(found) > self.expanded:
+            raise ValueError(f"at most {self.expanded} prompts with all sets to {what}, got {len(found)}")
+        return found
+
+    def check(self, erasure: Erasure) -> None:
+        """Refuse a file that would cost more than what can be made here.
+
+        Raises:
+            ValueError: With what is too much.
+        """
+        if not 0 < len(erasure.parts) <= self.concepts:
+            raise ValueError(f"expected 1 to {self.concepts} concepts in the file, got {len(erasure.parts)}")
+        for part in erasure.parts:
+            prompts = [part.name, *part.forget, *part.retain]
+            if not part.forget or not all(isinstance(p, str) for p in prompts):
+                raise ValueError("the file names no forget prompts")
+            if len(prompts) > 2 * self.expanded or max(map(len, prompts)) > self.prompt_length:
+                raise ValueError(f"{part.name[:40]!r} has more or longer prompts than are taken here")
+            if not 0 <= part.strength <= 10:
+                raise ValueError(f"expected a strength between 0 and 10, got {part.strength}")
 
 
 @dataclass(frozen=True)
@@ -146,12 +174,17 @@ class Studio:
 
     def open(self, path: str | Path) -> Erasure:
         """Read a visitor's erasure file and check that it is for this model."""
-        erasure = Erasure.load(path)
+        try:
+            erasure = Erasure.load(path)
+        except ValueError as error:  # names the file, but not where it lies
+            raise ValueError(str(error).replace(str(path), Path(path).name)) from error
+        self.limits.check(erasure)
+        widths = {stream: edit.width for p in erasure.parts for stream, edit in p.edits.items()}
+        if any(width != self.encoder.widths.get(stream) for stream, width in widths.items()):
+            raise ValueError(f"the file is for text features of width {widths}, the model has {self.encoder.widths}")
         with self._lock:
             erasure.check_text_encoder(self.encoder.fingerprint)
             erasure.check_base(self.live.originals())
-        if len(erasure.parts) > self.limits.concepts:
-            raise ValueError(f"at most {self.limits.concepts} concepts here, this file has {len(erasure.parts)}")
         return erasure
 
     def stacked(self, stack: Sequence[Erasure], erasure: Erasure) -> tuple[Erasure, ...]:
@@ -230,14 +263,15 @@ class Studio:
     def _untouched(self, shots: Sequence[Shot], steps: int) -> list[Image.Image]:
         """Pictures of the untouched model; drawn once."""
         keys = [(s.prompt, s.seed, steps) for s in shots]
-        missing = [s for s, k in zip(shots, keys, strict=True) if k not in self._before]
+        known = dict(self._before)
+        missing = [s for s, k in zip(shots, keys, strict=True) if k not in known]
         new = self._batch(missing, (), 1.0, steps) if missing else []
-        fresh = {(s.prompt, s.seed, steps): image for s, image in zip(missing, new, strict=True)}
-        found = [fresh.get(k) or self._before[k] for k in keys]
-        self._before.update(fresh)
-        while len(self._before) > _REMEMBERED:
-            self._before.popitem(last=False)
-        return found
+        known |= {(s.prompt, s.seed, steps): image for s, image in zip(missing, new, strict=True)}
+        with self._lock:
+            self._before.update({k: known[k] for k in keys})
+            while len(self._before) > _REMEMBERED:
+                self._before.popitem(last=False)
+        return [known[k] for k in keys]
 
     def seen(self, images: Sequence[Image.Image]) -> list[str]:
         """What the judge of the embedded world sees in each picture, or NudeNet in those of another model."""
@@ -264,7 +298,8 @@ class Studio:
         from erase_sd.lora import save_lora
 
         total = combine(stack).scaled(scale)
-        stem = "no-" + "-".join("".join(c if c.isalnum() else "-" for c in n.lower()) for n in total.names)[:60]
+        names = "-".join(total.names).lower().encode("ascii", "replace").decode()
+        stem = "no-" + re.sub(r"[^a-z0-9]+", "-", names).strip("-")[:60]
         made = {"erasure": total.save(folder / f"{stem}.erasure.safetensors", force=True)}
         with self._lock:
             weights = self.live.originals()
