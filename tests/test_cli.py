@@ -279,7 +279,7 @@ def test_card_tells_what_was_erased(cat, dog, tmp_path, capsys):
     text = out.read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "owner/name" and front["license"] == "mit" and front["library_name"] == "diffusers"
-    assert "without cat, dog" in text and "### dog" in text and "forget prompts keep" in text
+    assert "without cat, dog" in text and "### dog" in text and "of the forget prompts' states" in text
     code, _, err = call(capsys, "card", both, "--out", out)
     assert code == 2 and "exists" in one_line(err)
     assert call(capsys, "card", both)[1].startswith("---\nlibrary_name")

@@ -24,7 +24,12 @@ def run(argv: list[str]) -> int:
     add_model(p)
     p.add_argument("--out", type=Path, required=True, help="folder, or for a single file the file, to write")
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
-    p.add_argument("--strength", type=float, default=1.0, help="0 changes nothing, 1 as made (default)")
+    p.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="times the strength it was made with: 0 changes nothing, 1 as made (default)",
+    )
     p.add_argument("--allow-other-base", action="store_true", help="apply although the base weights differ")
     p.add_argument(
         "--keep-undo",

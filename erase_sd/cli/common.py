@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,26 @@ def parser(command: str, description: str, examples: str) -> argparse.ArgumentPa
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def dispatch(
+    command: str,
+    description: str,
+    examples: str,
+    argv: list[str],
+    actions: Mapping[str, tuple[Callable[[list[str]], int], str]],
+) -> int:
+    """Run one action of a command; its help has a line for each."""
+    if not argv or argv[0] in ("-h", "--help"):
+        told = "\n".join(f"  {name:<10}{text}" for name, (_, text) in actions.items())
+        description += f"\n\nactions (each has its own --help):\n{told}"
+        p = parser(command, description, examples)
+        p.usage = f"erase-concept {command} ACTION [options]"
+        p.print_help()
+        return 0 if argv else 2
+    if argv[0] not in actions:
+        raise ValueError(f"no action {argv[0]!r}; there are {', '.join(actions)}")
+    return actions[argv[0]][0](argv[1:])
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -72,7 +93,11 @@ def add_concept(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
     )
-    p.add_argument("--strength", type=float, help="0 changes nothing, 1 projects out; default: the method's own")
+    p.add_argument(
+        "--strength",
+        type=float,
+        help="0 changes nothing, 1 projects out; default: the method's own, 1.25 (styles: 1.5) for rayleigh, else 1",
+    )
     p.add_argument(
         "--robust",
         action="store_true",

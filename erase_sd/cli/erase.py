@@ -27,7 +27,7 @@ EXAMPLES = """  erase-concept erase --forget cat
   erase-concept erase --forget cat --forget kitten --retain dog --out cat-free
   erase-concept erase --model ./stable-diffusion-v1-4 --forget set:nudity --out ./sd14-safe
   erase-concept erase --model sdxl.safetensors --tokenizer ./clip --forget "Mickey Mouse" --keep-undo
-  erase-concept erase --forget cat --robust --out cat-free-for-good
+  erase-concept erase --forget cat --robust --out cat-free-robust
   erase-concept erase --forget set:weapons --method uce --toward "a toy" --json
 
 The result is what the model was, a plain diffusers folder or a single file, and with it
@@ -45,7 +45,12 @@ def run(argv: list[str]) -> int:
         "--out", type=Path, help="folder or single file to write, as --model is (default: MODEL-without-CONCEPT)"
     )
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
-    p.add_argument("--images", type=int, metavar="N", help="images per subject before and after (0: none; default 8)")
+    p.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="images per subject before and after (default: 8 on emoji-sd, else none)",
+    )
     p.add_argument("--steps", type=int, default=20, help="denoising steps of those images (default 20)")
     p.add_argument("--device", default="cpu", help="where text is encoded and images are made: cpu, cuda, cuda:1, mps")
     p.add_argument(
@@ -76,6 +81,10 @@ def run(argv: list[str]) -> int:
     out: Path = args.out or Path(f"{stem}-without-{slug or 'concept'}{ending}")
     if ending and out.suffix != ending:
         raise ValueError(f"{args.model} is a single file, so --out must be one: {out}.safetensors")
+    if not ending and out.suffix == ".safetensors":
+        raise ValueError(
+            f"{args.model} is a folder, so --out is one, with its erasure file inside: {out.with_suffix('')}"
+        )
     if not args.dry_run:
         check_apart(out, model.path)
         check_target(out, force=args.force)
@@ -183,12 +192,15 @@ def _look(model: Any, args: Any, erasure: Any, forget: list[str], images: int) -
 def certificate_lines(certificate: dict[str, Any]) -> list[str]:
     """A certificate for people."""
     lines = [
-        f"forget prompts keep {certificate['forget_residual']:.1%} of their strength",
+        f"of the forget prompts' states {certificate['forget_residual']:.1%} is left or, past strength 1, reversed",
         f"retained text moves {certificate['retain_drift']:.2%}, the empty prompt {certificate['null_change']:.2%}, "
         f"largest gain {certificate['norm']:.2f}",
     ]
     if "revivable" in certificate:
-        lines.append(f"an adversarial embedding brings back {certificate['revivable']:.0%} of the concept at best")
+        share = f"{certificate['revivable']:.0%}"
+        lines.append(
+            f"a hostile embedding could bring back {share}, by linear estimate; real attacks may bring back more"
+        )
     return lines
 
 

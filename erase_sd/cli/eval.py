@@ -8,12 +8,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from erase_sd.cli.common import add_model, load_pipeline, open_model, parser, print_json, quiet_libraries
+from erase_sd.cli.common import add_model, dispatch, load_pipeline, open_model, parser, print_json, quiet_libraries
 from erase_sd.methods import DEFAULT, METHODS
 
 EXAMPLES = """  erase-concept eval list
   erase-concept eval run emoji-objects --method rayleigh --method uce --method unlink --out results/objects
-  erase-concept eval run i2p-nudity --model ./sd14 --erasure nudity.safetensors --out results/nudity
+  erase-concept eval run i2p-nudity --model ./sd14 --erasure ./sd14-safe --out results/nudity
   erase-concept eval run imagenette-classwise --model ./sd14 --method rayleigh --limit 10 --out try
   accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --method rayleigh --out results/nudity
   erase-concept eval compare results/objects results/other
@@ -24,21 +24,22 @@ always drawn as well. Results with different protocol hashes are not comparable,
 
 
 def run(argv: list[str]) -> int:
-    """Dispatch to list, run, compare or report."""
-    actions: dict[str, Callable[[list[str]], int]] = {
-        "list": _list, "show": _show, "run": _run, "compare": _compare, "report": _report,
-    }  # fmt: skip
-    if not argv or argv[0] in ("-h", "--help"):
-        parser("eval", f"Actions: {', '.join(actions)}.", EXAMPLES).print_help()
-        return 0 if argv else 2
-    if argv[0] not in actions:
-        raise ValueError(f"no action {argv[0]!r}; there are {', '.join(actions)}")
-    return actions[argv[0]](argv[1:])
+    """Dispatch to list, show, run, compare or report."""
+    return dispatch(
+        "eval", "Evaluate erasures by protocols that make numbers comparable.", EXAMPLES, argv,
+        {
+            "list": (_list, "the protocols in this package"),
+            "show": (_show, "a protocol with its hash and first rows"),
+            "run": (_run, "draw, judge and count; goes on where it was interrupted"),
+            "compare": (_compare, "results side by side, if they are comparable"),
+            "report": (_report, "one self-contained HTML page of a run"),
+        },
+    )  # fmt: skip
 
 
 def _list(argv: list[str]) -> int:
     p = parser("eval list", "The protocols in this package.", "  erase-concept eval list --json")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="names and summaries as JSON")
     args = p.parse_args(argv)
     from erase_sd.eval.protocol import available
 
@@ -92,7 +93,9 @@ def _run(argv: list[str]) -> int:
     p = parser("eval run", "Draw, judge, measure; resumable; many processes by `accelerate launch`.", EXAMPLES)
     _add_protocol(p)
     add_model(p)
-    p.add_argument("--erasure", action="append", type=Path, default=[], help="erasure file to evaluate; repeatable")
+    p.add_argument(
+        "--erasure", action="append", type=Path, default=[], help="erasure file, or folder that holds one; repeatable"
+    )
     p.add_argument(
         "--method",
         action="append",
@@ -141,6 +144,7 @@ def _run(argv: list[str]) -> int:
 def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callable[[str], Any]]:
     """The original, and everything that was asked for beside it."""
     from erase_sd.checkpoints import Checkpoint, open_checkpoint
+    from erase_sd.cli.apply import erasure_path
     from erase_sd.erasure import Erasure
     from erase_sd.eval.runner import ORIGINAL, Variant
     from erase_sd.files import file_hash
@@ -151,11 +155,12 @@ def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callabl
 
     identity = {"model": str(args.model), "weights": _all(weights)}
     variants = [Variant(ORIGINAL, "", identity)]
-    for path in args.erasure:
+    for given in args.erasure:
+        path = erasure_path(given)
         erasure = Erasure.load(path)
         erasure.check_base(weights)
-        about = identity | {"erasure": path.name, "sha256": file_hash(path), "concepts": list(erasure.names)}
-        variants.append(Variant(path.stem, "", about, partial(_same, erasure)))
+        about: dict[str, Any] = identity | {"erasure": path.name, "sha256": file_hash(path), "concepts": list(erasure.names)}
+        variants.append(Variant(given.name.removesuffix(".safetensors"), "", about, partial(_same, erasure)))
     wanted: list[tuple[str, dict[str, Any]]] = [(m, {}) for m in args.method]
     if args.robust:
         wanted.append((DEFAULT, {"robust": True}))
@@ -225,7 +230,8 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _compare(argv: list[str]) -> int:
-    p = parser("eval compare", "Results side by side, if they are comparable.", EXAMPLES)
+    p = parser("eval compare", "Results side by side, if they are comparable.",
+               "  erase-concept eval compare results/objects results/other")  # fmt: skip
     p.add_argument("results", nargs="+", type=Path, help="folders of runs, or their results.json")
     p.add_argument("--anyway", action="store_true", help="although the protocols differ; the output says so")
     p.add_argument("--json", action="store_true")
@@ -247,7 +253,8 @@ def _compare(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    p = parser("eval report", "One self-contained HTML page of a run.", EXAMPLES)
+    p = parser("eval report", "One self-contained HTML page of a run.",
+               "  erase-concept eval report results/objects --out objects.html")  # fmt: skip
     p.add_argument("run", type=Path, help="folder of a run")
     p.add_argument("--out", type=Path, help="page to write (default: RUN/report.html)")
     p.add_argument("--force", action="store_true", help="replace --out if it exists")

@@ -17,7 +17,9 @@ def run(argv: list[str]) -> int:
     add_model(p)
     p.add_argument("--prompt", action="append", required=True, help="what to draw; repeatable")
     p.add_argument("--erasure", type=Path, help="erasure file to apply first")
-    p.add_argument("--strength", type=float, default=1.0, help="of the erasure")
+    p.add_argument(
+        "--strength", type=float, default=1.0, help="times the strength the erasure was made with (default 1)"
+    )
     p.add_argument("--count", type=int, default=1, help="images per prompt (seeds count up)")
     p.add_argument("--seed", type=int, default=0, help="first seed")
     p.add_argument("--steps", type=int, default=20)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from erase_sd.cli.common import parser, print_json, quiet_libraries
+from erase_sd.cli.common import dispatch, parser, print_json, quiet_libraries
 
 EXAMPLES = """  erase-concept vision methods
   erase-concept vision unlearn --model mlp --train --data digits --forget class:3
@@ -21,13 +20,14 @@ What to forget: class:3, class:cat,dog, subclass:lion, random:0.1, index:1,5,7."
 
 def run(argv: list[str]) -> int:
     """Dispatch to methods, unlearn or table."""
-    actions: dict[str, Callable[[list[str]], int]] = {"methods": _methods, "unlearn": _unlearn, "table": _table}
-    if not argv or argv[0] in ("-h", "--help"):
-        parser("vision", f"Actions: {', '.join(actions)}.", EXAMPLES).print_help()
-        return 0 if argv else 2
-    if argv[0] not in actions:
-        raise ValueError(f"no action {argv[0]!r}; there are {', '.join(actions)}")
-    return actions[argv[0]](argv[1:])
+    return dispatch(
+        "vision", "Unlearn classes and samples from classifiers, ViTs and CLIP.", EXAMPLES, argv,
+        {
+            "methods": (_methods, "list the methods and their options"),
+            "unlearn": (_unlearn, "make a classifier forget; measure what went and what it cost"),
+            "table": (_table, "a table of the papers, resumable"),
+        },
+    )  # fmt: skip
 
 
 def _methods(argv: list[str]) -> int:
@@ -146,7 +146,7 @@ def _unlearn(argv: list[str]) -> int:
     for key, name in names.items():
         print(f"{name:<44}{before[key]:>8.2f}{after[key]:>8.2f}")
     if task.classes:
-        name = "brought back by one labelled sample, %"
+        name = "brought back by relearning from one sample, %"
         print(f"{name:<44}{report['relearn']['before']:>8.2f}{report['relearn']['after']:>8.2f}")
     if args.out:
         print(f"\nwrote {args.out}")

@@ -191,7 +191,7 @@ def markdown(r: dict[str, Any], training: dict[str, Any], per_cell: int, seeds: 
         f"`{(training.get('continues') or training)['command']}`"
         + (f", then `{training['command']}`" if "continues" in training else "")
         + f", on {training['hardware']}, Python {training['python']}, torch {training['torch']}; "
-        "`make train-emoji` does the same on any machine, on a GPU with a longer plan.",
+        "WEIGHTS is the run before. `make train-emoji` trains from nothing, on a GPU with a longer plan.",
         "",
         "| stage | steps x batch | peak learning rate | seconds |",
         "|---|---|---|---|",

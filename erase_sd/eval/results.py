@@ -34,8 +34,9 @@ methods at their best settings, and how those were found, stand in [the method s
 ATTACKS = """The share of images in which the judge finds the erased object: by its own prompt (`none`), and under six
 attacks (`erase-concept eval run emoji-attack`): other names of it, the closed-form embedding that best revives it, real
 words found by Ring-A-Bell's search, five free token embeddings (40 gradient steps), one inverted token (200 steps) and
-100 steps of fine-tuning keys and values on eight pictures. `rayleigh-robust` is the default with `--robust`. White-box
-attackers win against every edit of keys and values that leaves the rest of the network able to draw the thing.
+100 steps of fine-tuning keys and values on eight pictures. `rayleigh-robust` is the default with `--robust`. Whoever
+may fine-tune wins against every edit measured here; a free or inverted embedding wins against all but plain Unlink,
+which pays for it with what was to stay.
 """
 
 _SD14 = "--model CompVis/stable-diffusion-v1-4"
@@ -43,7 +44,7 @@ _SD14 = "--model CompVis/stable-diffusion-v1-4"
 PAPERS = (
     (
         "nudity on I2P",
-        f"i2p-nudity {_SD14} --erasure nudity.safetensors --device cuda --out i2p",
+        f"i2p-nudity {_SD14} --erasure ./sd14-safe --device cuda --out i2p",
         "NudeNet detections, convention `mace`",
         "743",
         "UCE 182, ESD-u 123, MACE 111 (arXiv 2403.06135)",
@@ -57,7 +58,7 @@ PAPERS = (
     ),
     (
         "COCO, 30,000 captions",
-        f"coco-30k-fid-clip {_SD14} --data COCO.csv --erasure nudity.safetensors --device cuda --out coco",
+        f"coco-30k-fid-clip {_SD14} --data COCO.csv --erasure ./sd14-safe --device cuda --out coco",
         "FID, CLIP score",
         "",
         "",
@@ -65,7 +66,7 @@ PAPERS = (
     ("artists", f"artists {_SD14} --method rayleigh --device cuda --out artists", "UA, RA by CLIP", "", ""),
     (
         "Ring-A-Bell",
-        f"ring-a-bell {_SD14} --data PROMPTS.csv --erasure nudity.safetensors --device cuda --out ring",
+        f"ring-a-bell {_SD14} --data PROMPTS.csv --erasure ./sd14-safe --device cuda --out ring",
         "images with any, convention `unlearndiff`",
         "",
         "",
@@ -78,9 +79,9 @@ def papers() -> list[str]:
     lines = [
         "## The papers' tables on SD 1.4",
         "",
-        "One command each, on a GPU with the Hub within reach. `nudity.safetensors` comes from `erase-concept erase",
-        f"{_SD14} --forget set:nudity --out nudity.safetensors`. The last column is empty: the machine that made",
-        "this page has neither; where the one before is empty, papers differ too much in how they count to quote one.",
+        "One command each, on a GPU with the Hub within reach. `./sd14-safe` comes from `erase-concept erase",
+        f"{_SD14} --forget set:nudity --out ./sd14-safe`. The last column is empty: nothing here has been measured on",
+        "the original weights; where the one before is empty, papers differ too much in how they count to quote one.",
         "",
         "| table | `erase-concept eval run` … | metric | published, SD 1.4 | published, erased | ours |",
         "|---|---|---|---|---|---|",
