@@ -102,7 +102,7 @@ def picture(page, name):
     folder = os.environ.get("ERASE_SD_SCREENSHOTS")
     if folder:
         page.wait_for_timeout(500)
-        page.screenshot(path=str(Path(folder) / f"demo-{name}.png"))
+        page.screenshot(path=str(Path(folder) / f"demo-{name}.png"), full_page=name != "phone")
 
 
 def erase(page, concept):

@@ -159,7 +159,11 @@ def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callabl
         path = erasure_path(given)
         erasure = Erasure.load(path)
         erasure.check_base(weights)
-        about: dict[str, Any] = identity | {"erasure": path.name, "sha256": file_hash(path), "concepts": list(erasure.names)}
+        about: dict[str, Any] = identity | {
+            "erasure": path.name,
+            "sha256": file_hash(path),
+            "concepts": list(erasure.names),
+        }
         variants.append(Variant(given.name.removesuffix(".safetensors"), "", about, partial(_same, erasure)))
     wanted: list[tuple[str, dict[str, Any]]] = [(m, {}) for m in args.method]
     if args.robust:

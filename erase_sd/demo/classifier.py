@@ -60,7 +60,7 @@ class Outcome:
     Attributes:
         numbers: UA, RA, TA and MIA before and after, per cent.
         classes: Name, accuracy before and after on test samples, 0..1.
-        pictures: Test samples with what they were and are taken for.
+        pictures: Test samples with what they are taken for, before and, where that changed, after.
         seconds: Run time of the method.
         command: The same on the command line.
     """
@@ -99,7 +99,8 @@ def forget(name: str, label: str, method: str) -> Outcome:
                 (128, 128), Image.Resampling.NEAREST
             )
             seen = [data.classes[int(wrong[when][i])] for when in ("before", "after")]
-            pictures.append((image, f"{data.classes[int(data.test_y[i])]}: taken for {seen[0]}, now {seen[1]}"))
+            told = seen[0] if seen[0] == seen[1] else f"{seen[0]}, now {seen[1]}"
+            pictures.append((image, told))
         words = ["erase-concept", "vision", "unlearn", "--model", name]
         words += [] if name == "emoji-clip" else ["--train", "--epochs", "20"]
         words += ["--data", data.name, "--forget", f"class:{label}", "--method", method]
@@ -160,8 +161,8 @@ def tab(telling: Callable[..., Any], heavy: dict[str, Any], private: dict[str, A
         with gr.Column(scale=3, min_width=300):
             about = gr.HTML("<p>Nothing is forgotten yet.</p>", elem_id="outcome")
             gallery = gr.Gallery(
-                label="test samples: the forgotten class first", format="png", columns=6, allow_preview=False,
-                interactive=False, buttons=[],
+                label="test samples and what they are taken for; the forgotten class first", format="png", columns=4,
+                height="auto", allow_preview=False, interactive=False, buttons=[],
             )  # fmt: skip
 
     @telling

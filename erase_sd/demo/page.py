@@ -36,6 +36,7 @@ CSS = """
 .bars i.kept { background: var(--neutral-400, #78909c) }
 .facts { width: 100%; border-collapse: collapse } .facts td, .facts th { padding: .2em .6em; text-align: left;
 border-bottom: 1px solid var(--border-color-primary, #ccc) }
+button { white-space: nowrap }
 #gallery .thumbnail-item { aspect-ratio: 2 / 1 } #gallery .grid-wrap { height: auto; max-height: none }
 .report { width: 100%; height: 80vh; border: 0; background: white }
 @media (max-width: 600px) { .facts td, .facts th { padding: .2em .25em } }
@@ -169,13 +170,13 @@ def preflight_html(erasure: Erasure, words: Sequence[tuple[str, float]], seconds
     part = erasure.parts[0]
     about = part.certificate
     facts = [
-        ("what is left of the forget prompts", f"{about['forget_residual']:.1%}"),
+        ("left of the forget prompts, or reversed past strength 1", f"{about['forget_residual']:.1%}"),
         ("what ordinary prompts move, on average", f"{about['retain_drift']:.1%}"),
         ("what the empty prompt moves", f"{about['null_change']:.2%}"),
         ("angle to the space of ordinary prompts", f"{about['angle']:.0f} degrees (0: nothing sets it apart)"),
     ]
     if "revivable" in about:
-        facts.append(("what the best hostile embedding revives", f"{about['revivable']:.0%}"))
+        facts.append(("what a hostile embedding could revive, by linear estimate", f"{about['revivable']:.0%}"))
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts)
     spectrum = [(f"direction {i + 1}", float(v)) for i, v in enumerate(about["spectrum"][:5])]
     return (
@@ -280,32 +281,10 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
                 look = gr.Button("Pre-flight", min_width=80, elem_id="preflight")
                 go = gr.Button("Erase", variant="primary", min_width=80, elem_id="erase")
                 stop = gr.Button("Cancel", min_width=80, elem_id="cancel")
-        with gr.Column(scale=3, min_width=300):
-            about = gr.HTML(f"<p>{NOTHING}</p>", label="Pre-flight", elem_id="about")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            strength = gr.Slider(
-                0, 2, 1, step=0.05, label="Strength", elem_id="strength",
-                info="0 is the original model, 1 as the method makes it; acts at once on all that is erased",
-            )  # fmt: skip
-            slider = gr.ImageSlider(
-                label="before | after, same seed", format="png", type="pil", interactive=False, elem_id="slider",
-                buttons=["fullscreen"],
-            )  # fmt: skip
-        with gr.Column(scale=3, min_width=300):
-            gallery = gr.Gallery(
-                label="before and after, side by side; choose one for the slider", format="png", columns=2,
-                object_fit="contain", height="auto", allow_preview=False, interactive=False, buttons=[],
-                elem_id="gallery",
-            )  # fmt: skip
-            scores = gr.HTML(elem_id="scores")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
             erased = gr.CheckboxGroup([], label="Erased now", info="Tick what to take out again", elem_id="erased")
             with gr.Row():
                 out = gr.Button("Remove ticked", elem_id="remove")
                 upload = gr.UploadButton("Add an erasure file", file_types=[".safetensors"], elem_id="upload")
-        with gr.Column(scale=3, min_width=300):
             gr.Markdown("**Take it home**")
             with gr.Row():
                 downloads = [
@@ -317,7 +296,23 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
             with gr.Accordion("The same in code", open=False):
                 python = gr.Code(label="Python", language="python", interactive=False, elem_id="python")
                 shell = gr.Code(label="Command line", language="shell", interactive=False, elem_id="shell")
-
+        with gr.Column(scale=3, min_width=300):
+            strength = gr.Slider(
+                0, 2, 1, step=0.05, label="Strength", elem_id="strength",
+                info="0 is the original model, 1 as the method makes it; acts at once on all that is erased",
+            )  # fmt: skip
+            with gr.Row():
+                slider = gr.ImageSlider(
+                    label="before | after, same seed", format="png", type="pil", interactive=False, elem_id="slider",
+                    buttons=["fullscreen"], max_height=330, min_width=240,
+                )  # fmt: skip
+                scores = gr.HTML(elem_id="scores", min_width=240)
+            gallery = gr.Gallery(
+                label="before and after, side by side; choose one for the slider", format="png", columns=2,
+                object_fit="contain", height="auto", allow_preview=False, interactive=False, buttons=[],
+                elem_id="gallery",
+            )  # fmt: skip
+            about = gr.HTML(f"<p>{NOTHING}</p>", label="Pre-flight", elem_id="about")
     results = [visit, about, slider, gallery, scores, erased, *downloads, python, shell]
     prompts = [model, forget, retain, method, robust]
 
