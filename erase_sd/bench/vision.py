@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from erase_sd.vision import METHODS, PRESETS, load_data, make_task, unlearn
 from erase_sd.vision.closed_form import edit_layers
-from erase_sd.vision.data import Data
+from erase_sd.vision.data import Data, emoji
 from erase_sd.vision.layers import collect, layers
 from erase_sd.vision.metrics import average_gap, log_entropy, measure, roc_auc, shadow_auc
 from erase_sd.vision.models import build, emoji_clip, load_model
@@ -209,19 +209,19 @@ def _edit_time(head: nn.Module, data: Data) -> str:
 
 
 def _clip(args: Any, numbers: dict[str, Any]) -> list[str]:
-    data = load_data("emoji")
+    data = emoji(16, 8)
     model = emoji_clip()
     lines = [
         "## emoji-clip, zero-shot",
         "",
-        "One of ten objects forgotten in the image tower; text embeddings of 69 class names are the classifier "
-        "and stay. 30 training and 20 test scenes an object; the projection edited (last) or all layers.",
+        "One of five objects forgotten in the image tower; text embeddings of 69 class names are the classifier "
+        "and stay. 16 training and 8 test scenes an object; the projection edited (last) or all layers (two objects).",
         "",
     ]
-    setting = Setting(data, partial(_same, model), "emoji", False, "emoji-clip")
-    classes = list(range(0, 69, 7)) if not args.small else [0, 7]
+    setting = Setting(data, partial(_same, model), "emoji", False, "emoji-clip", "16, 8")
+    classes = list(range(0, 69, 14)) if not args.small else [0]
     rows = run("clip", setting, args.work, methods=["rayleigh", "unlink", "gf", "mask"], classes=classes, seeds=1)
-    deep = run("layers", setting, args.work, methods=["rayleigh", "unlink"], classes=classes[:3], seeds=1)
+    deep = run("layers", setting, args.work, methods=["rayleigh", "unlink"], classes=classes[:2], seeds=1)
     rows += [r for r in deep if r["row"] not in ("original", "rayleigh, last", "unlink, last")]
     numbers["emoji-clip"] = rows
     return [*lines, *markdown(rows), ""]
