@@ -755,3 +755,17 @@ def test_emoji_clip_forgets_an_object():
     new = unlearn(model, t).model
     assert accuracy(model, t.forget) > 80 and accuracy(new, t.forget) < 10
     assert accuracy(new, t.test) > accuracy(model, t.test) - 5
+
+
+@pytest.mark.parametrize("table", ["incremental", "depoison"])
+def test_a_table_leaves_the_original_as_it_was(table, tmp_path, digits, monkeypatch):
+    from erase_sd.vision import tables
+    from erase_sd.vision.data import Data
+
+    few = torch.arange(0, len(digits.train_y), 8)
+    small = Data("digits", digits.train_x[few], digits.train_y[few], digits.test_x, digits.test_y, digits.classes)
+    model = build("mlp", 10, 1, seed=0)
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    setting = tables.Setting(small, lambda seed: model, "digits mlp", True, "mlp digits")
+    tables.run(table, setting, tmp_path, methods=[], classes=[0], seeds=1)
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())

@@ -208,6 +208,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("second-order", "digits cnn"): {"tau": 1000.0},
     ("eu-k", "digits cnn"): {"k": 1, "epochs": 20},
     ("pgu", "digits cnn"): {"gamma": 0.8},
+    ("rayleigh", "emoji"): {"rank": 2, "epsilon": 0.3},  # found on dog, pizza and horse
     ("ft", "cifar10"): {"epochs": 2},
     ("l1", "cifar10"): {"epochs": 2},
     ("rl", "cifar10"): {"epochs": 2},

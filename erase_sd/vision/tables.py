@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -336,7 +337,7 @@ def _depoison(setting: Setting, seeds: int) -> list[dict[str, Any]]:
         shift = torch.randint(1, len(data.classes), (len(bad),), generator=generator)
         y[bad] = (y[bad] + shift) % len(data.classes)
         whole = Samples(data.train_x, y)
-        model = reset(setting.original(seed), seed=seed)
+        model = reset(copy.deepcopy(setting.original(seed)), seed=seed)  # the original is others' too
         model = sgd(model, whole, cross_entropy, epochs=80, lr=0.05, batch=64, seed=seed, schedule=one_cycle)
         test = Samples(data.test_x, data.test_y)
         none = test[torch.zeros(len(test), dtype=torch.bool)]
