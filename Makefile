@@ -53,7 +53,7 @@ results: $(STAMP)  ## every method on every offline protocol; writes docs/result
 bench: $(STAMP)  ## speed and memory at real size; writes docs/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m erase_sd.bench
 
-bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/vision.md; 45 minutes, resumes
+bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/vision.md; an hour, resumes
 	@$(BIN)/python -m erase_sd.bench.vision
 
 faults: $(STAMP)  ## kill, fill, damage: writes docs/faults.md
