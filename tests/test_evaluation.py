@@ -288,9 +288,8 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
 def test_two_processes_give_the_result_of_one(whole, tmp_path):
     root, out = whole
     two = tmp_path / "two"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", "0", "-m",
+    # accelerate's own launcher starts one process on a CPU; torch's starts two.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
               "erase_sd.cli.main", *command(root, two)]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=300)

@@ -769,3 +769,76 @@ def test_a_table_leaves_the_original_as_it_was(table, tmp_path, digits, monkeypa
     setting = tables.Setting(small, lambda seed: model, "digits mlp", True, "mlp digits")
     tables.run(table, setting, tmp_path, methods=[], classes=[0], seeds=1)
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+
+
+def test_a_cache_on_disk_stands_for_the_data(trained, task, digits, tmp_path):
+    whole = pgu.Cache.of(trained, Samples(digits.train_x, digits.train_y))
+    path = whole.save(tmp_path / "cache.safetensors", trained)
+    again = pgu.Cache.load(path, trained)
+    for name, pairs in whole.bases.items():
+        for (U, s), (V, t) in zip(pairs, again.bases[name], strict=True):
+            assert torch.equal(U, V)
+            assert torch.equal(s, t)
+    blind = Task(task.forget, task.retain.sample(1), task.test, task.test_forget, task.classes, 10, "class")
+    kept = accuracy(unlearn(trained, blind, "pgu", cache=again, epochs=20).model, task.retain)
+    assert kept > 97  # one retained sample was there to be read, and it was not enough to know that
+    with pytest.raises(ValueError, match="another model"):
+        pgu.Cache.load(path, build("mlp", 10, 1, seed=5))
+    path.write_bytes(b"x" * 50)
+    with pytest.raises(ValueError, match="damaged"):
+        pgu.Cache.load(path, trained)
+    with pytest.raises(ValueError, match="no such cache"):
+        pgu.Cache.load(tmp_path / "none", trained)
+
+
+def test_the_command_makes_a_cache_once(tmp_path, capsys):
+    words = [
+        "vision",
+        "unlearn",
+        "--model",
+        "mlp",
+        "--train",
+        "--epochs",
+        "3",
+        "--forget",
+        "class:3",
+        "--method",
+        "pgu",
+    ]
+    path = tmp_path / "c.safetensors"
+    assert main([*words, "--cache", str(path), "--json"]) == 0
+    first, made = capsys.readouterr().out, path.stat().st_mtime_ns
+    assert main([*words, "--cache", str(path), "--json"]) == 0
+    assert path.stat().st_mtime_ns == made
+    after = [json.loads(text)["after"] for text in (first, capsys.readouterr().out)]
+    assert after[0] == after[1]
+    assert main([*words[:-1], "rl", "--cache", str(path)]) == 2
+
+
+def test_two_processes_gather_the_moments_of_one(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    script = tmp_path / "gather.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from accelerate import PartialState\n"
+        "from erase_sd.vision import build, load_data\n"
+        "from erase_sd.vision.layers import collect, gathered, layers\n"
+        "state = PartialState(cpu=True)\n"
+        "model, x = build('mlp', 10, 1, seed=0).eval(), load_data('digits').train_x[:100]\n"
+        "own = x[state.process_index :: state.num_processes]\n"
+        "found = gathered(collect(model, layers(model, 'all'), own))\n"
+        "alone = collect(model, layers(model, 'all'), x)\n"
+        "assert state.num_processes == 2\n"
+        "for name, groups in alone.items():\n"
+        "    for a, b in zip(groups, found[name]):\n"
+        "        torch.testing.assert_close(a.gram, b.gram, atol=1e-9, rtol=1e-9)\n"
+        "        assert a.count == b.count\n"
+        "state.wait_for_everyone()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -90,7 +90,9 @@ def _show(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    p = parser("eval run", "Draw, judge, measure; resumable; many processes by `accelerate launch`.", EXAMPLES)
+    p = parser(
+        "eval run", "Draw, judge, measure; resumable; many processes by `accelerate launch` or `torchrun`.", EXAMPLES
+    )
     _add_protocol(p)
     add_model(p)
     p.add_argument(

@@ -104,11 +104,15 @@ def _unlearn(argv: list[str]) -> int:
     p.add_argument("--forget", required=True, help="class:3, class:cat,dog, subclass:lion, random:0.1, index:1,5")
     p.add_argument("--method", default=DEFAULT, choices=METHODS)
     p.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
+    p.add_argument("--cache", type=Path, metavar="FILE",
+                   help="pgu: the training data's gradient spaces, made if absent; holds no sample")  # fmt: skip
     p.add_argument("--out", type=Path, help="where to write the unlearned weights (.safetensors)")
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
     p.add_argument("--dry-run", action="store_true", help="say what would be forgotten, and stop")
     args = p.parse_args(argv)
     options = _options(args.option, args.method)
+    if args.cache and args.method != "pgu":
+        raise ValueError(f"--cache is of pgu; {args.method} has none")
     if args.out and args.method == "mask":
         raise ValueError("mask changes no weight: there is nothing to write")
     if args.out and args.out.exists() and not args.force:
@@ -126,6 +130,13 @@ def _unlearn(argv: list[str]) -> int:
         return 0
     model = _model(args, data, args.seed)
     before = measure(model, task)
+    if args.cache:
+        from erase_sd.vision.pgu import Cache
+        from erase_sd.vision.task import Samples
+
+        if not args.cache.exists():
+            Cache.of(model, Samples(data.train_x, data.train_y)).save(args.cache, model)
+        options["cache"] = Cache.load(args.cache, model)
     result = unlearn(model, task, args.method, seed=args.seed, preset=f"{data.name} {network(args.model)}", **options)
     after = measure(result.model, task)
     report = {

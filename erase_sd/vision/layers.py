@@ -188,6 +188,21 @@ def collect(model: nn.Module, chosen: Sequence[Layer], x: Tensor, *, batch: int 
     return totals
 
 
+def gathered(moments: Mapping[str, Sequence[SecondMoment]]) -> dict[str, list[SecondMoment]]:
+    """The sum of all processes' moments under `accelerate launch`; each gives those of its part of the data."""
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+    device = PartialState().device
+
+    def whole(moment: SecondMoment) -> SecondMoment:
+        count = torch.tensor([moment.count], dtype=torch.float64)
+        gram, total, counts = (reduce(t.to(device), "sum").cpu() for t in (moment.gram, moment.total, count))
+        return SecondMoment(gram, total, float(counts))
+
+    return {name: [whole(m) for m in groups] for name, groups in moments.items()}
+
+
 def edited(model: nn.Module, edits: Mapping[str, Sequence[LowRankEdit]]) -> nn.Module:
     """A copy of a model with `W T` in the named layers; biases and norms as they were."""
     new = copy.deepcopy(model)

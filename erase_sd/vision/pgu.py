@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from erase_sd.files import atomic_path, tensor_hash
 from erase_sd.moments import SecondMoment
 from erase_sd.vision.layers import Layer, collect, evaluating, layers
 from erase_sd.vision.task import Samples, Task
@@ -63,6 +66,52 @@ class Cache:
             left[name] = [SecondMoment(a.gram - b.gram, a.total, 1.0) for a, b in pairs]
         return Cache.from_moments(left)
 
+    def save(self, path: str | Path, model: nn.Module, *, force: bool = False) -> Path:
+        """Write it, with the fingerprint of the model it belongs to, atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            f"{name}|{i}|{part}": tensor.contiguous()
+            for name, pairs in self.bases.items()
+            for i, pair in enumerate(pairs)
+            for part, tensor in zip(("U", "s"), pair, strict=True)
+        }
+        with atomic_path(Path(path), force=force) as draft:
+            save_file(tensors, draft, metadata={"pgu_cache": fingerprint(model)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> Cache:
+        """Read one back.
+
+        Raises:
+            ValueError: If the file is missing, damaged, or another model's.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise ValueError(f"no such cache: {path}")
+        try:
+            with safe_open(path, "pt") as f:
+                owner = (f.metadata() or {}).get("pgu_cache")
+                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if owner is None:
+            raise ValueError(f"{path} is not a cache of core gradient spaces")
+        if owner != fingerprint(model):
+            raise ValueError(f"{path} belongs to another model; make one for this model from its training data")
+        bases: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for layer in layers(model, "all"):
+            pairs = [
+                (tensors.get(f"{layer.name}|{i}|U"), tensors.get(f"{layer.name}|{i}|s")) for i in range(layer.groups)
+            ]
+            found = [(U, s) for U, s in pairs if U is not None and s is not None]
+            if len(found) < layer.groups:
+                raise ValueError(f"{path} lacks the layer {layer.name}")
+            bases[layer.name] = found
+        return cls(bases)
+
     def spaces(self, gamma: float, criterion: str = "sigma") -> dict[str, list[Tensor]]:
         """For each layer the basis `M` `(d, k)` of the space that steps may not touch.
 
@@ -82,6 +131,14 @@ class Cache:
                 reached = weight.cumsum(0) >= gamma * weight.sum() * (1 - 1e-12)
                 found[name].append(U[:, : int(reached.int().argmax()) + 1])
         return found
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over a model's weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tensor_hash(value)}".encode())
+    return digest.hexdigest()
 
 
 def forget_loss(out: Tensor, y: Tensor) -> Tensor:
