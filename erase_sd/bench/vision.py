@@ -154,7 +154,7 @@ def _digits(args: Any, classes: list[int], seeds: int, numbers: dict[str, Any]) 
         rows = run("class-wise", setting, args.work, methods=methods, classes=classes, seeds=seeds)
         numbers[f"digits {name}"] = rows
         plot(rows, args.out / f"vision-{name}.png", f"digits, {name}")
-        lines += [f"### {name}", "", *markdown(rows), "", f"![UA against TA](vision-{name}.png)", ""]
+        lines += [f"### {name}", "", *markdown(rows), "", f"![forgotten and kept](vision-{name}.png)", ""]
     return lines
 
 

@@ -264,20 +264,23 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """UA against TA, one point a row."""
+    """What is forgotten and what stays, a pair of bars for each row."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 4.5))
-    for r in rows:
-        if {"UA", "TA"} <= set(r["mean"]):
-            axis.scatter(r["mean"]["TA"], r["mean"]["UA"], color="#b00020" if r["row"] == "rayleigh" else "#37474f")
-            axis.annotate(r["row"], (r["mean"]["TA"], r["mean"]["UA"]), fontsize=7, xytext=(3, 3),
-                          textcoords="offset points")  # fmt: skip
-    axis.set(xlabel="test accuracy of the rest (TA)", ylabel="forgotten (UA)", title=title)
-    axis.grid(alpha=0.3)
+    shown = [r for r in rows if {"UA", "TA"} <= set(r["mean"])][::-1]
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.3 * len(shown)))
+    for shift, key, color, label in (
+        (0.2, "UA", "#b00020", "forgotten samples no longer recognised (UA)"),
+        (-0.2, "TA", "#78909c", "test samples of the rest recognised (TA)"),
+    ):
+        places = [i + shift for i in range(len(shown))]
+        axis.barh(places, [r["mean"][key] for r in shown], height=0.38, color=color, label=label)
+    axis.set_yticks(range(len(shown)), [r["row"] for r in shown])
+    axis.set(xlim=(0, 100), xlabel="%", title=title)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.04 + 0.3 / max(len(shown), 1)), fontsize=8, ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
