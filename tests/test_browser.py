@@ -20,6 +20,9 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 WAIT = 120_000  # milliseconds; a queue of visitors on two cores
 
 
+SAID = {}  # what the server of a port has written
+
+
 @contextlib.contextmanager
 def serving(*options, **environment):
     """A demo in a process of its own; gives its port."""
@@ -28,7 +31,7 @@ def serving(*options, **environment):
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "erase_sd.cli.main", "demo", "--port", str(port), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
-    said = []
+    said = SAID[port] = []
     for line in process.stderr:
         said.append(line)
         if "the demo is at" in line:
@@ -433,6 +436,7 @@ def test_no_address_is_fetched_for_a_visitor(port):
     file = {"path": "http://1.1.1.1/x.safetensors", "meta": {"_type": "gradio.FileData"}}
     join(port, function["id"], button, "fetcher", [None, file, 1, "emoji-sd"])
     assert not outcome(port, "fetcher").get("success")
+    assert any("this page fetches nothing" in line for line in SAID[port])
     assert raw(port, "/gradio_api/file=http://1.1.1.1/x.png")[0] == 403
 
 

@@ -8,10 +8,12 @@ import torch
 
 pytest.importorskip("gradio")
 
-from erase_sd.demo.classifier import forget, outcome_html
-from erase_sd.demo.page import House, Visit, reports_in
+from erase_sd.demo.classifier import forget
+from erase_sd.demo.house import House, Visit, reports_in
+from erase_sd.demo.pieces import outcome_html
+from erase_sd.demo.recipe import code, command
 from erase_sd.demo.serve import Guard, credentials
-from erase_sd.demo.studio import Limits, Shot, Studio, code, command
+from erase_sd.demo.studio import Limits, Shot, Studio
 from erase_sd.edit import LowRankEdit
 from erase_sd.erasure import Erasure
 
@@ -149,6 +151,28 @@ def test_the_code_on_the_page_makes_the_same_erasure(studio, tmp_path, weights, 
         assert main([*words[1:], *(["--images", "0"] if words[1] == "erase" else [])]) == 0
     written = Erasure.load(tmp_path / "erased" / "erasure.safetensors")
     assert torch.allclose(written.edit.matrix, total.edit.matrix, atol=1e-6)
+
+
+def test_the_code_for_a_file_that_was_brought_reads_what_is_taken_home(studio, tmp_path, monkeypatch):
+    from erase_sd.cli.main import main
+
+    erasure = studio.erase(["cat"], method="uce")[0]
+    monkeypatch.chdir(tmp_path)
+    files = studio.files((erasure,), 0.5, tmp_path)
+    names: dict = {}
+    exec(code("emoji-sd", (erasure,), 0.5, brought=True).rpartition("\n")[0], names)
+    expected = Erasure.load(files["erasure"]).weights(studio.live.originals(), allow_other_base=True)
+    parameters = dict(names["pipe"].unet.named_parameters())
+    assert all(torch.allclose(parameters[n].float(), w.float(), atol=2e-3) for n, w in expected.items())
+    assert main(shlex.split(command("emoji-sd", (erasure,), 0.5, brought=True))[1:]) == 0
+    assert torch.equal(Erasure.load(tmp_path / "erased" / "erasure.safetensors").edit.A, (0.5 * erasure.edit.A))
+
+
+def test_without_nudenet_the_page_says_so(studio, monkeypatch):
+    blind = Studio.__new__(Studio)
+    blind.embedded = False
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert blind.seen([None, None]) == ["NudeNet is not installed"] * 2
 
 
 def test_an_erasure_file_for_another_model_is_refused(studio, tmp_path):

@@ -252,7 +252,7 @@ def markdown(r: dict[str, Any]) -> str:
         "# Speed and memory at real size",
         "",
         f"Made by `make bench` (`python -m erase_sd.bench`) on {r['machine']}; models of the published shapes with "
-        "random weights, fp16. Compare ratios: they are of one run.",
+        "random weights, fp16. Compare ratios: each table is of one run.",
         "",
         "## Solve and apply",
         "",

@@ -42,12 +42,13 @@ TRAINED = ("ft", "rl", "l1", "salun", "scrub")
 
 INTRODUCTION = """# Unlearning in classifiers, measured
 
-Made by `make bench-vision` (`python -m erase_sd.bench.vision`{flags}) on {cores} CPU threads. UA: forgotten samples no
+Made by `make bench-vision` (`python -m erase_sd.bench.vision`{flags}) on CPU. UA: forgotten samples no
 longer recognised; RA, TA: retained and test samples (without forgotten classes) recognised; MIA: forgotten samples
 that an attack takes for unseen ones; all in per cent. Avg.Gap: mean distance to retraining over these four. relearn k:
 recall of the forgotten class on test samples after a linear classifier is fitted anew on the penultimate features with
 k labelled forget samples: it tells hidden from unlearned, which the others cannot. `mask`, one logit at minus infinity,
-is the trivial baseline. Means ± standard deviations over classes and seeds; seconds are of the method alone.
+is the trivial baseline. Means ± standard deviations over classes and seeds; seconds
+are of the method alone, on one or two threads beside other work: orders of magnitude.
 """
 
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         tune()
         return 0
     classes, seeds = ([0, 1], 1) if args.small else (list(range(10)), 3)
-    lines = [INTRODUCTION.format(flags=" --small" if args.small else "", cores=torch.get_num_threads())]
+    lines = [INTRODUCTION.format(flags=" --small" if args.small else "")]
     numbers: dict[str, Any] = {}
     args.out.mkdir(parents=True, exist_ok=True)
     lines += _digits(args, classes, seeds, numbers)

@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     if args.reports and not args.reports.is_dir():
         raise ValueError(f"no such folder: {args.reports}")
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the demo needs Gradio: pip install 'erase-sd[demo]'")
+        raise ValueError("the demo needs Gradio: pip install 'gradio>=6.31'")
     from erase_sd.demo.serve import credentials, few_arenas, serve
 
     auth = credentials() if args.auth else None
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
     # Before Gradio is imported, which looks here: uploads and results lie in our own folder.
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from erase_sd.demo.page import House
+    from erase_sd.demo.house import House
 
     house = House(tuple(args.model or [EMBEDDED]), folder, args.any_model, args.device, args.reports)
     print("loading the model ...", file=sys.stderr, flush=True)

@@ -11,17 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from erase_sd.cli.apply import check_room, keep_undo
-from erase_sd.cli.common import (
-    add_concept,
-    add_model,
-    is_embedded,
-    load_pipeline,
-    method_options,
-    open_model,
-    parser,
-    print_json,
-    quiet_libraries,
-)
+from erase_sd.cli.common import add_concept, add_model, method_options, open_model, parser, print_json, quiet_libraries
+from erase_sd.pipelines.loading import is_embedded, load_pipeline
 
 EXAMPLES = """  erase-concept erase --forget cat
   erase-concept erase --forget cat --forget kitten --retain dog --out cat-free

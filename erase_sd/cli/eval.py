@@ -8,8 +8,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from erase_sd.cli.common import add_model, dispatch, load_pipeline, open_model, parser, print_json, quiet_libraries
+from erase_sd.cli.common import add_model, dispatch, open_model, parser, print_json, quiet_libraries
 from erase_sd.methods import DEFAULT, METHODS
+from erase_sd.pipelines.loading import load_pipeline
 
 EXAMPLES = """  erase-concept eval list
   erase-concept eval run emoji-objects --method rayleigh --method uce --method unlink --out results/objects

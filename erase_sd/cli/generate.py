@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from erase_sd.cli.apply import erasure_path
-from erase_sd.cli.common import add_model, is_embedded, load_pipeline, open_model, parser, print_json, quiet_libraries
+from erase_sd.cli.common import add_model, open_model, parser, print_json, quiet_libraries
+from erase_sd.pipelines.loading import is_embedded, load_pipeline
 
 EXAMPLES = """  erase-concept generate --prompt "a cat and a dog" --out pair.png
   erase-concept generate --prompt "a cat" --erasure cat.safetensors --strength 0.5 --count 9 --out half.png"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import torch
 from PIL import Image
+
+from erase_sd.demo.pieces import outcome_html
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,35 +107,7 @@ def forget(name: str, label: str, method: str) -> Outcome:
         words += [] if name == "emoji-clip" else ["--train", "--epochs", "20"]
         words += ["--data", data.name, "--forget", f"class:{label}", "--method", method]
         numbers = {"before": _untouched(name, label), "after": measure(result.model, task)}
-    import shlex
-
     return Outcome(numbers, rows, pictures, result.seconds, shlex.join(words))
-
-
-def outcome_html(outcome: Outcome, method: str) -> str:
-    """Numbers as a table, classes as bars before and after."""
-    names = {
-        "UA": "forgotten samples no longer recognised",
-        "RA": "retained samples recognised",
-        "TA": "test samples recognised",
-        "MIA": "forgotten samples taken for unseen",
-    }
-    rows = ""
-    for key, text in names.items():
-        cells = "".join(f"<td>{outcome.numbers[when][key]:.1f} %</td>" for when in ("before", "after"))
-        rows += f"<tr><td>{text}</td>{cells}</tr>"
-    shown = outcome.classes[:12]
-    cells = "".join(
-        f'<span>{html.escape(n)}</span><span><i class="kept" style="width:{100 * b:.0f}%"></i>'
-        f'<i style="width:{100 * a:.0f}%"></i></span><span>{b:.0%} to {a:.0%}</span>'
-        for n, b, a in shown
-    )
-    more = f" (the first {len(shown)} of {len(outcome.classes)})" if len(shown) < len(outcome.classes) else ""
-    return (
-        f"<p><b>{html.escape(method)}</b>: {1000 * outcome.seconds:.0f} ms</p>"
-        f'<table class="facts"><tr><th></th><th>before</th><th>after</th></tr>{rows}</table>'
-        f'<p>Test samples recognised, class by class{more}, before (grey) and after:</p><div class="bars">{cells}</div>'
-    )
 
 
 def tab(telling: Callable[..., Any], heavy: dict[str, Any], private: dict[str, Any]) -> None:

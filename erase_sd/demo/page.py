@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html
 import inspect
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ import gradio as gr
 from PIL import Image
 
 from erase_sd.demo import classifier
-from erase_sd.demo.studio import Shot, Studio, code, command
+from erase_sd.demo.house import STAY, House, Visit, reports_in
+from erase_sd.demo.pieces import large, pair, preflight_html, scores_html
+from erase_sd.demo.recipe import code, command
+from erase_sd.demo.studio import Studio
 from erase_sd.erasure import Erasure
 from erase_sd.methods import DEFAULT, METHODS
 from erase_sd.prompts import set_names
@@ -26,9 +28,6 @@ from erase_sd.prompts import set_names
 INTRO = """# Take a concept out
 Type what a text-to-image model should forget. See it go at the same seeds, see what stays, take the file home."""
 NOTHING = "Nothing is erased yet."
-STAY = 6 * 3600  # seconds that a visit's work is kept
-MODELS = 2  # models in memory at once
-CELL = 256  # edge of a picture on the page, pixels
 
 CSS = """
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15em .7em; align-items: center }
@@ -42,83 +41,6 @@ button { white-space: nowrap }
 @media (max-width: 600px) { .facts td, .facts th { padding: .2em .25em } }
 """
 DARK = "() => { document.body.classList.toggle('dark'); }"
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What belongs to one visitor, and to nobody else.
-
-    Attributes:
-        model: Name of the model that the erasures are for.
-        stack: Erasures, in the order they were added.
-        scale: Times their own strength.
-        shots: Pictures that were drawn, with those of the untouched and the erased model.
-        before: Pictures of the untouched model.
-        after: Those of the erased one.
-        own: The visitor's own prompt.
-        seed: Seed of the first picture of each prompt.
-        folder: Where the files to take home lie; deleted with the visit.
-    """
-
-    model: str = ""
-    stack: tuple[Erasure, ...] = ()
-    scale: float = 1.0
-    shots: tuple[Shot, ...] = ()
-    before: tuple[Image.Image, ...] = ()
-    after: tuple[Image.Image, ...] = ()
-    own: str = ""
-    seed: int = 0
-    folder: Path | None = None
-
-    def __deepcopy__(self, memo: Any) -> Visit:  # a frozen value
-        return self
-
-    @property
-    def names(self) -> list[str]:
-        """Names of what is erased."""
-        return [n for e in self.stack for n in e.names]
-
-
-@dataclass
-class House:
-    """What all visitors share.
-
-    Attributes:
-        models: Names of the models that may be chosen.
-        folder: Temporary folder of this process; visitors' files lie in it.
-        any_model: Whether a visitor may name another folder or Hub id.
-        device: Where models run.
-        reports: Folder of evaluation reports, or None.
-    """
-
-    models: Sequence[str]
-    folder: Path
-    any_model: bool = False
-    device: str = "cpu"
-    reports: Path | None = None
-    _studios: dict[str, Studio] = field(default_factory=dict)
-
-    def studio(self, name: str) -> Studio:
-        """The studio of a model, loaded on first use."""
-        if name not in self.models and not self.any_model:
-            raise ValueError(f"this demo has {', '.join(self.models)}; its operator allows no other model")
-        if name not in self._studios:
-            while len(self._studios) >= MODELS:  # the one loaded first makes room
-                del self._studios[next(iter(self._studios))]
-            self._studios[name] = Studio(name, device=self.device)
-        return self._studios[name]
-
-    def leave(self, visit: Visit) -> None:
-        """Delete what a visitor could have taken home."""
-        if visit.folder is not None:
-            shutil.rmtree(visit.folder, ignore_errors=True)
-
-    def sweep(self) -> None:
-        """Delete what is left of visits that ended without a word."""
-        for path in [*self.folder.glob("*"), *self.folder.glob("gradio/*")]:
-            with contextlib.suppress(FileNotFoundError):  # another request may have swept it
-                if path.name != "gradio" and time.time() - path.stat().st_mtime > STAY:
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def telling(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,81 +71,6 @@ def telling(function: Callable[..., Any]) -> Callable[..., Any]:
             raise told(error) from error
 
     return once
-
-
-# -- pieces of HTML, everything in them escaped ---------------------------------------------------
-
-
-def bars(rows: Sequence[tuple[str, float]], *, kept: bool = False) -> str:
-    """Horizontal bars of shares 0..1 with their labels."""
-    top = max([v for _, v in rows], default=0) or 1
-    look = ' class="kept"' if kept else ""
-    cells = [
-        f'<span>{html.escape(label)}</span><i{look} style="width:{100 * value / top:.1f}%"></i><span>{value:.0%}</span>'
-        for label, value in rows
-    ]
-    return f'<div class="bars">{"".join(cells)}</div>'
-
-
-def preflight_html(erasure: Erasure, words: Sequence[tuple[str, float]], seconds: float) -> str:
-    """What an erasure would hit."""
-    part = erasure.parts[0]
-    about = part.certificate
-    facts = [
-        ("left of the forget prompts, or reversed past strength 1", f"{about['forget_residual']:.1%}"),
-        ("what ordinary prompts move, on average", f"{about['retain_drift']:.1%}"),
-        ("what the empty prompt moves", f"{about['null_change']:.2%}"),
-        ("angle to the space of ordinary prompts", f"{about['angle']:.0f} degrees (0: nothing sets it apart)"),
-    ]
-    if "revivable" in about:
-        facts.append(("what a hostile embedding could revive, by linear estimate", f"{about['revivable']:.0%}"))
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts)
-    spectrum = [(f"direction {i + 1}", float(v)) for i, v in enumerate(about["spectrum"][:5])]
-    return (
-        f"<p><b>{html.escape(part.name)}</b>, {html.escape(part.method)}, rank {about['rank']}, "
-        f"strength {part.strength:g}: solved in {seconds:.2f} s</p>"
-        f'<table class="facts">{rows}</table>'
-        f"<p>Words that move most, besides the forget prompts:</p>{bars(list(words)[:8])}"
-        f"<p>How the forget prompts' energy spreads:</p>{bars(spectrum, kept=True)}"
-    )
-
-
-def scores_html(studio: Studio, visit: Visit) -> str:
-    """What was seen in each picture, before and after."""
-    seen = [studio.seen(images) if images else [] for images in (visit.before, visit.after)]
-    who = "judge" if studio.embedded else "NudeNet"
-    rows = []
-    for shot, before, after in zip(visit.shots, *seen, strict=True):
-        kind = "forget" if shot.forget else "keep"
-        cells = (kind, shot.prompt, before, after)
-        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    summary = ""
-    for forget, text in ((True, "to go"), (False, "to stay")):
-        counted = [i for i, s in enumerate(visit.shots) if studio.embedded and s.target and s.forget is forget]
-        if counted:
-            hits = [sum(row[i] == visit.shots[i].target for i in counted) for row in seen]
-            summary += (
-                f"<p>recognised of what was {text}: {hits[0]}/{len(counted)} before, {hits[1]}/{len(counted)} after</p>"
-            )
-    head = "".join(f"<th>{t}</th>" for t in ("", "prompt", f"{who}, before", f"{who}, after"))
-    return f'{summary}<table class="facts"><tr>{head}</tr>{"".join(rows)}</table>'
-
-
-# -- the page -------------------------------------------------------------------------------------
-
-
-def pair(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Two pictures side by side."""
-    edge = max(CELL // 2, min(before.width, CELL))
-    sheet = Image.new("RGB", (2 * edge + 4, edge), "white")
-    for x, image in ((0, before), (edge + 4, after)):
-        sheet.paste(image.resize((edge, edge), Image.Resampling.BICUBIC), (x, 0))
-    return sheet
-
-
-def large(image: Image.Image) -> Image.Image:
-    """A picture as the slider shows it."""
-    return image.resize((2 * CELL, 2 * CELL), Image.Resampling.BICUBIC) if image.width < CELL else image
 
 
 def build(house: House) -> gr.Blocks:
@@ -328,11 +175,10 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
         """Draw what a visitor's erasures make of the prompts; give up the thread between batches."""
         if not state.stack:
             yield {
-                visit: replace(state, shots=(), before=(), after=()),
                 slider: None,
                 gallery: None,
                 scores: "",
-            } | home(studio, state)
+            } | home(studio, replace(state, shots=(), before=(), after=(), brought=False))
             return
         shots = studio.shots(state.stack, state.own, state.seed)
         drawn: list[list[Image.Image]] = []
@@ -372,12 +218,12 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
                 raise
         house.leave(state)  # the files of the step before
         state = replace(state, folder=new)
-        kinds = ("erasure", "peft", "kohya")
+        kinds, done = ("erasure", "peft", "kohya"), (studio.name, state.stack, state.scale)
         return {
             visit: state,
             erased: gr.CheckboxGroup(state.names, value=[]),
-            python: code(studio.name, state.stack, state.scale) if state.stack else "",
-            shell: command(studio.name, state.stack, state.scale) if state.stack else "",
+            python: code(*done, brought=state.brought) if state.stack else "",
+            shell: command(*done, brought=state.brought) if state.stack else "",
         } | {
             button: gr.DownloadButton(value=files.get(kind) and str(files[kind]), interactive=kind in files)
             for button, kind in zip(downloads, kinds, strict=True)
@@ -427,7 +273,8 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
             Path(path).unlink(missing_ok=True)
         stack = studio.stacked(state.stack if state.model == name else (), erasure)
         yield {about: f"<p>added {html.escape(', '.join(erasure.names))}</p>"}
-        yield from redraw(studio, replace(state, model=name, stack=stack, scale=float(scale)), progress)
+        state = replace(state, model=name, stack=stack, scale=float(scale), brought=True)
+        yield from redraw(studio, state, progress)
 
     def choose(state: Visit, event: gr.SelectData) -> tuple[Image.Image, Image.Image]:
         return large(state.before[event.index]), large(state.after[event.index])
@@ -448,15 +295,6 @@ def _erase_tab(house: House, heavy: dict[str, Any], private: dict[str, Any]) -> 
     look.click(preflight, prompts, about, **heavy, **private)
     gallery.select(choose, visit, slider, **private)
     stop.click(None, cancels=running, **private)
-
-
-def reports_in(folder: Path | None) -> dict[str, Path]:
-    """Evaluation pages below a folder, by their relative names; links that lead out of it are left out."""
-    if folder is None:
-        return {}
-    root = folder.resolve()
-    found = sorted(p for p in root.glob("**/*.html") if p.is_file() and p.resolve().is_relative_to(root))
-    return {str(p.relative_to(root)): p for p in found[:200]}
 
 
 def _report_tab(house: House, private: dict[str, Any]) -> None:

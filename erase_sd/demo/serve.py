@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from erase_sd.demo.page import House
+    from erase_sd.demo.house import House
 
 SESSIONS = 500  # visitors whose work is remembered
 UPLOAD_BYTES = 2_000_000
@@ -38,13 +38,11 @@ class Guard:
     Args:
         app: What it guards.
         folder: The only folder whose files are served and whose size is bounded.
-        root_path: Path under which a proxy publishes the page.
     """
 
-    def __init__(self, app: Any, folder: Path, root_path: str = "") -> None:
+    def __init__(self, app: Any, folder: Path) -> None:
         self.app = app
         self.folder = folder
-        self.root_path = root_path.rstrip("/")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, or pass on."""
@@ -65,7 +63,7 @@ class Guard:
                 ]
             await send(message)
 
-        path = scope["path"].removeprefix(self.root_path).rstrip("/") or "/"
+        path = scope["path"].rstrip("/") or "/"
         reads = scope["method"] in ("GET", "HEAD")
         if not (READ if reads else WRITE).fullmatch(path) or scope["method"] not in ("GET", "HEAD", "POST"):
             await _answer(guarded, 404, "there is nothing here")
@@ -162,10 +160,8 @@ def serve(
     auth: tuple[str, str] | None = None,
     share: bool = False,
     queue: int = 64,
-    block: bool = True,
-    root_path: str = "",
-) -> str:
-    """Start the demo.
+) -> None:
+    """Serve the demo until interrupted.
 
     Args:
         house: Models, limits, folder.
@@ -174,11 +170,6 @@ def serve(
         auth: User and password that everybody needs, or None.
         share: Make a public link through Gradio's servers.
         queue: Requests that may wait; one more is told that the demo is busy.
-        block: Serve until interrupted; otherwise return at once.
-        root_path: Path under which a proxy publishes it.
-
-    Returns:
-        The local address.
     """
     import gradio as gr
     from gradio import processing_utils
@@ -193,19 +184,16 @@ def serve(
     theme = gr.themes.Default(
         primary_hue="rose", neutral_hue="slate", font=fonts, font_mono=("ui-monospace", "monospace")
     )
-    guard = Middleware(Guard, folder=house.folder, root_path=root_path)
+    guard = Middleware(Guard, folder=house.folder)
     try:
         _, address, public = page.launch(
             server_name=host, server_port=port, auth=auth, share=share, prevent_thread_lock=True, show_error=False,
             quiet=True, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-            mcp_server=False, max_file_size=UPLOAD_BYTES, theme=theme, css=CSS, root_path=root_path or None,
+            mcp_server=False, max_file_size=UPLOAD_BYTES, theme=theme, css=CSS,
             state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )  # fmt: skip
         print(f"the demo is at {public or address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        if block:
-            page.block_thread()
+        page.block_thread()
     finally:
-        if block:
-            page.close(verbose=False)
-    return address
+        page.close(verbose=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import importlib.util
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from erase_sd.demo.recipe import file_name
 from erase_sd.erasure import Erasure, combine
 from erase_sd.preflight import Words
 
@@ -104,23 +105,21 @@ class Studio:
 
     Args:
         model: As `--model` takes it.
-        variant: Weights variant of a folder or Hub id.
         device: cpu, cuda or mps.
         limits: What one request may ask for.
     """
 
-    def __init__(self, model: str, *, variant: str = "", device: str = "cpu", limits: Limits | None = None) -> None:
+    def __init__(self, model: str, *, device: str = "cpu", limits: Limits | None = None) -> None:
         from erase_sd.checkpoints import open_checkpoint
-        from erase_sd.cli.common import is_embedded, load_pipeline, model_path
         from erase_sd.pipelines.live import LiveErasure
+        from erase_sd.pipelines.loading import is_embedded, load_pipeline, model_path
         from erase_sd.text import TextEncoder
 
         self.name = model
-        self.variant = variant
         self.limits = limits or Limits()
-        path = model_path(model, variant=variant)
+        path = model_path(model)
         self.embedded = is_embedded(path)
-        self.pipe: Any = load_pipeline(open_checkpoint(path, variant=variant), variant=variant, device=device)
+        self.pipe: Any = load_pipeline(open_checkpoint(path), device=device)
         self.live = LiveErasure.of(self.pipe)
         self.encoder = TextEncoder.of(self.pipe)
         self.guidance = 3.0 if self.embedded else 7.5
@@ -133,7 +132,7 @@ class Studio:
 
         with self._lock:
             background(self.encoder)
-        assert self._words.words
+        _ = self._words
         for _ in self.draw([Shot("", "a photo of a dog", 0, False)], (), 1.0, steps=1):
             pass
 
@@ -279,13 +278,17 @@ class Studio:
             from erase_sd.eval.judge import judge
 
             return judge(images).top
-        import importlib.util
+        if self._nudenet is None:
+            return ["NudeNet is not installed"] * len(images)
+        return [", ".join(found["labels"]).lower() or "no nudity" for found in self._nudenet(images)]
 
+    @cached_property
+    def _nudenet(self) -> Any:
         if importlib.util.find_spec("nudenet") is None:
-            return [""] * len(images)
+            return None  # an optional extra; the page says so beside every picture
         from erase_sd.eval.detectors import NudeNet
 
-        return [", ".join(found["labels"]).lower() or "no nudity" for found in NudeNet()(images)]
+        return NudeNet()
 
     # -- taking it home -------------------------------------------------------------------------
 
@@ -298,50 +301,10 @@ class Studio:
         from erase_sd.lora import save_lora
 
         total = combine(stack).scaled(scale)
-        names = "-".join(total.names).lower().encode("ascii", "replace").decode()
-        stem = "no-" + re.sub(r"[^a-z0-9]+", "-", names).strip("-")[:60]
-        made = {"erasure": total.save(folder / f"{stem}.erasure.safetensors", force=True)}
+        made = {"erasure": total.save(folder / file_name(total, "erasure"), force=True)}
         with self._lock:
             weights = self.live.originals()
             styles = ("peft", "kohya") if self.live.architecture.denoiser == "unet" else ("peft",)
             for style in styles:
-                path = folder / f"{stem}.{style}.safetensors"
-                made[style] = save_lora(total, weights, path, style=style, force=True)
+                made[style] = save_lora(total, weights, folder / file_name(total, style), style=style, force=True)
         return made
-
-
-def code(name: str, stack: Sequence[Erasure], scale: float) -> str:
-    """Python that does what was just done."""
-    where = "EMOJI_SD" if name == "emoji-sd" else repr(name)
-    lines = ["from erase_sd import EraseStableDiffusionPipeline"]
-    if name == "emoji-sd":
-        lines.append("from erase_sd.emoji.models import EMOJI_SD")
-    lines += ["", f"pipe = EraseStableDiffusionPipeline.from_pretrained({where})"]
-    for part in (p for e in stack for p in e.parts):
-        more = [f"name={part.name!r}", f"method={part.method!r}", f"strength={part.strength * scale:g}"]
-        if part.retain:
-            more.insert(0, f"retain={list(part.retain)!r}")
-        if part.options.get("robust"):
-            more.append("robust=True")
-        lines.append(f"pipe.erase({list(part.forget)!r}, {', '.join(more)})")
-    return "\n".join([*lines, 'pipe("a photo of a cat").images[0]'])
-
-
-def command(name: str, stack: Sequence[Erasure], scale: float) -> str:
-    """Shell commands that do what was just done."""
-    import shlex
-
-    model = [] if name == "emoji-sd" else ["--model", name]
-    lines, made = [], []
-    for i, part in enumerate(p for e in stack for p in e.parts):
-        out = "erased" if len(stack) == 1 and len(stack[0].parts) == 1 else f"erased-{i + 1}"
-        words = ["erase-concept", "erase", *model]
-        for key, prompts in (("--forget", part.forget), ("--retain", part.retain)):
-            words += [w for p in prompts for w in (key, p)]
-        words += ["--name", part.name, "--method", part.method, "--strength", f"{part.strength * scale:g}"]
-        words += ["--robust"] if part.options.get("robust") else []
-        lines.append(shlex.join([*words, "--out", out]))
-        made.append(out)
-    if len(made) > 1:
-        lines.append(shlex.join(["erase-concept", "apply", *made, *model, "--out", "erased"]))
-    return "\n".join(lines)

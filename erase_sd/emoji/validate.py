@@ -216,7 +216,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--renders", type=int, default=2000, help="unseen renders for the judge and emoji-clip")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args(argv)
-    from erase_sd.cli.common import load_pipeline, quiet_libraries
+    from erase_sd.cli.common import quiet_libraries
+    from erase_sd.pipelines.loading import load_pipeline
 
     quiet_libraries()
     result: dict[str, Any] = {**check_judge(args.renders), **check_clip(args.renders)}

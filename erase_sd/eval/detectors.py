@@ -101,7 +101,7 @@ class NudeNet:
         try:
             from nudenet import NudeDetector
         except ImportError as error:
-            raise ValueError("NudeNet is not installed: pip install 'erase-sd[eval]'") from error
+            raise ValueError("NudeNet is not installed: pip install nudenet") from error
         self.convention = CONVENTIONS[convention]
         self.about = {
             "detector": self.name,

@@ -144,8 +144,8 @@ class Study:
     """The model, the journal and the measurements."""
 
     def __init__(self, out: Path) -> None:
-        from erase_sd.cli.common import load_pipeline
         from erase_sd.emoji.models import EMOJI_SD
+        from erase_sd.pipelines.loading import load_pipeline
 
         out.mkdir(parents=True, exist_ok=True)
         self.pipe = load_pipeline(EMOJI_SD)
