@@ -20,10 +20,9 @@ from erase_sd.vision.closed_form import edit_layers
 from erase_sd.vision.data import Data, emoji
 from erase_sd.vision.layers import collect, layers
 from erase_sd.vision.metrics import average_gap, log_entropy, measure, roc_auc, shadow_auc
-from erase_sd.vision.models import build, emoji_clip, load_model
+from erase_sd.vision.models import emoji_clip, load_model, trained
 from erase_sd.vision.tables import Setting, headed, markdown, plot, run
 from erase_sd.vision.task import Samples
-from erase_sd.vision.train import cross_entropy, one_cycle, sgd
 
 LAST = ("rayleigh", "unlink", "affine", "mask", "eu-k")  # methods that touch the last layer alone
 CHEAP = (
@@ -113,7 +112,7 @@ def tune() -> dict[tuple[str, str], dict[str, Any]]:
     data, found = load_data("digits"), {}
     tasks = [make_task(data, f"class:{c}") for c in TUNED_ON]
     for name in ("mlp", "cnn"):
-        model = trained(name, data, 0)
+        model = trained(name, data)
         references = [measure(unlearn(model, t, "retrain", seed=100, preset="digits").model, t) for t in tasks]
         for method, grid in tqdm(GRIDS.items(), desc=name):
             gaps = []
@@ -132,11 +131,9 @@ def tune() -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def trained(name: str, data: Data, seed: int, epochs: int = 40) -> nn.Module:
-    """A network trained on all of the data."""
-    model = build(name, len(data.classes), data.train_x.shape[1], seed=seed)
-    whole = Samples(data.train_x, data.train_y)
-    return sgd(model, whole, cross_entropy, epochs=epochs, lr=0.05, batch=64, seed=seed, schedule=one_cycle)
+def _trained(name: str, data: Data, seed: int) -> nn.Module:
+    """The original of a seed."""
+    return trained(name, data, seed=seed)
 
 
 def _same(model: nn.Module, seed: int) -> nn.Module:
@@ -149,7 +146,7 @@ def _digits(args: Any, classes: list[int], seeds: int, numbers: dict[str, Any]) 
              f"scikit-learn's digits, 40 epochs; {len(classes)} classes × {seeds} seeds, all methods.", ""]  # fmt: skip
     data = load_data("digits")
     for name in ("mlp", "cnn"):
-        original = cache(partial(trained, name, data))
+        original = cache(partial(_trained, name, data))
         setting = Setting(data, original, f"digits {name}", True, f"{name} digits")
         methods = [m for m in METHODS if m not in ("retrain", "unlink-below")]
         rows = run("class-wise", setting, args.work, methods=methods, classes=classes, seeds=seeds)
@@ -232,7 +229,7 @@ def _clip(args: Any, numbers: dict[str, Any]) -> list[str]:
 
 def _pgu(args: Any, seeds: int, numbers: dict[str, Any]) -> list[str]:
     data = load_data("digits")
-    original = cache(partial(trained, "mlp", data))
+    original = cache(partial(_trained, "mlp", data))
     setting = Setting(data, original, "digits mlp", True, "mlp digits")
     lines = ["## PGU", ""]
     for table, told in (

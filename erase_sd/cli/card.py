@@ -31,9 +31,9 @@ def run(argv: list[str]) -> int:
     erasure = Erasure.load(own if own.is_file() else args.path)
     results: dict[str, Any] | None = None
     if args.results:
-        from erase_sd.cli.eval import _results
+        from erase_sd.cli.eval import results_of
 
-        results = _results(args.results)
+        results = results_of(args.results)
     picture = (args.path / "before_after.png").is_file() if args.path.is_dir() else False
     text = "\n".join(card(erasure, args.path.name, args.base_model, args.license, results, picture=picture)) + "\n"
     if args.out is None:

@@ -226,7 +226,8 @@ def _same(erasure: Any, group: str) -> Any:
     return erasure
 
 
-def _results(path: Path) -> dict[str, Any]:
+def results_of(path: Path) -> dict[str, Any]:
+    """The results of a run, from its folder or its results.json."""
     file = path / "results.json" if path.is_dir() else path
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -245,7 +246,7 @@ def _compare(argv: list[str]) -> int:
     args = p.parse_args(argv)
     from erase_sd.eval.report import table
 
-    results = [_results(r) for r in args.results]
+    results = [results_of(r) for r in args.results]
     hashes = {r["protocol"]["hash"] for r in results}
     if len(hashes) > 1 and not args.anyway:
         told = ", ".join(f"{r['protocol']['name']} {r['protocol']['hash']}" for r in results)
@@ -270,7 +271,7 @@ def _report(argv: list[str]) -> int:
     from erase_sd.files import atomic_path
 
     out = args.out or args.run / "report.html"
-    text = page(_results(args.run), args.run)
+    text = page(results_of(args.run), args.run)
     with atomic_path(out, force=args.force or args.out is None) as draft:
         draft.write_text(text, encoding="utf-8")
     print(f"wrote {out}")

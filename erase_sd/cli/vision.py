@@ -59,18 +59,14 @@ def _add_common(p: Any) -> None:
 
 def _model(args: Any, data: Any, seed: int) -> Any:
     """The original model: loaded, or trained with a seed."""
-    from erase_sd.vision.models import ARCHITECTURES, build, load_model
-    from erase_sd.vision.task import Samples
-    from erase_sd.vision.train import cross_entropy, one_cycle, sgd
+    from erase_sd.vision.models import ARCHITECTURES, load_model, trained
 
     if not args.train:
         if args.model in ARCHITECTURES:
             raise ValueError(f"{args.model} is untrained: give {args.model}:FILE.safetensors or --train")
         return load_model(args.model, len(data.classes), data.train_x.shape[1]).to(args.device).eval()
-    model = build(args.model, len(data.classes), data.train_x.shape[1], seed=seed).to(args.device)
-    whole = Samples(data.train_x, data.train_y)
-    return sgd(model, whole, cross_entropy, epochs=args.epochs, lr=0.05, batch=64, seed=seed, schedule=one_cycle,
-               desc="training the original")  # fmt: skip
+    how = {"seed": seed, "epochs": args.epochs, "device": args.device}
+    return trained(args.model, data, **how, desc="training the original")
 
 
 def network(model: str) -> str:

@@ -31,9 +31,9 @@ _LOCK = threading.Lock()
 @cache
 def network(name: str) -> tuple[nn.Module, Data]:
     """The original network and its data, made once."""
-    from erase_sd.vision import Samples, build, load_data, load_model
+    from erase_sd.vision import load_data, load_model
     from erase_sd.vision.data import emoji
-    from erase_sd.vision.train import cross_entropy, one_cycle, sgd
+    from erase_sd.vision.models import trained
 
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
@@ -41,9 +41,7 @@ def network(name: str) -> tuple[nn.Module, Data]:
         data = emoji(16, 5)  # of each object: an answer in seconds
         return load_model(name, len(data.classes)), data
     data = load_data("digits")
-    model = build(name, len(data.classes), data.train_x.shape[1], seed=0)
-    whole = Samples(data.train_x, data.train_y)
-    return sgd(model, whole, cross_entropy, epochs=20, lr=0.05, batch=64, seed=0, schedule=one_cycle), data
+    return trained(name, data, epochs=20), data
 
 
 @cache

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from erase_sd.vision.data import Data
 
 
 class BasicBlock(nn.Module):
@@ -179,6 +182,27 @@ def build(name: str, classes: int, channels: int = 3, *, seed: int = 0) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES[name](classes, channels)
+
+
+def trained(
+    name: str, data: Data, *, seed: int = 0, epochs: int = 40, device: str = "cpu", desc: str = "training"
+) -> nn.Module:
+    """A fresh network of an architecture, trained on all of the data: the original that is to forget.
+
+    Args:
+        name: Of the architecture.
+        data: Samples.
+        seed: Of the initial weights and the order of samples.
+        epochs: Passes over the training samples; SGD, one cycle up to 0.05, batches of 64.
+        device: Where.
+        desc: Label of the progress bar.
+    """
+    from erase_sd.vision.task import Samples
+    from erase_sd.vision.train import cross_entropy, one_cycle, sgd
+
+    model = build(name, len(data.classes), data.train_x.shape[1], seed=seed).to(device)
+    whole = Samples(data.train_x, data.train_y)
+    return sgd(model, whole, cross_entropy, epochs=epochs, lr=0.05, batch=64, seed=seed, schedule=one_cycle, desc=desc)
 
 
 def load_model(where: str, classes: int, channels: int = 3) -> nn.Module:
