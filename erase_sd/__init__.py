@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
+from erase_sd._lazy import lazy
 from erase_sd._version import __version__
 
-__all__ = [
-    "METHODS",
-    "DiffusersFolder",
-    "EraseStableDiffusionPipeline",
-    "Erasure",
-    "LowRankEdit",
-    "SecondMoment",
-    "TextEncoder",
-    "__version__",
-    "apply",
-    "fit",
-    "remove",
-    "save_lora",
-]
-
 _WHERE = {
-    "METHODS": "erase_sd.methods",
-    "DiffusersFolder": "erase_sd.checkpoints",
+    "METHODS": "erase_sd.algebra.methods",
     "EraseStableDiffusionPipeline": "erase_sd.pipelines.stable_diffusion",
-    "Erasure": "erase_sd.erasure",
-    "LowRankEdit": "erase_sd.edit",
-    "SecondMoment": "erase_sd.moments",
-    "TextEncoder": "erase_sd.text",
-    "apply": "erase_sd.pipelines.live",
-    "fit": "erase_sd.fitting",
-    "remove": "erase_sd.pipelines.live",
-    "save_lora": "erase_sd.lora",
+    "Erasure": "erase_sd.artifact.erasure",
+    "LowRankEdit": "erase_sd.algebra.edit",
+    "Run": "erase_sd.operations.common",
+    "SecondMoment": "erase_sd.algebra.moments",
+    "Settings": "erase_sd.fit.solve",
+    "TextEncoder": "erase_sd.text.encoder",
+    "apply": "erase_sd.operations.applying",
+    "erase": "erase_sd.operations.erasing",
+    "export": "erase_sd.operations.exporting",
+    "preflight": "erase_sd.operations.looking",
+    "restore": "erase_sd.operations.restoring",
+    "verify": "erase_sd.operations.verifying",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use (PEP 562): `import erase_sd` alone imports no torch."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'erase_sd' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, _names = lazy(__name__, _WHERE)
+__all__ = [*_names, "__version__"]  # noqa: PLE0604

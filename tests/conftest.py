@@ -26,14 +26,14 @@ def embedded():
 
 @pytest.fixture(scope="session")
 def encoder(embedded):
-    from erase_sd.text import TextEncoder
+    from erase_sd.text.encoder import TextEncoder
 
     return TextEncoder.from_folder(embedded)
 
 
 @pytest.fixture(scope="session")
 def folder(embedded):
-    from erase_sd.checkpoints import DiffusersFolder
+    from erase_sd.models.checkpoint import DiffusersFolder
 
     return DiffusersFolder.open(embedded)
 
@@ -45,14 +45,14 @@ def weights(folder):
 
 @pytest.fixture(scope="session")
 def cat(encoder, weights):
-    from erase_sd.fitting import fit
+    from erase_sd.fit.solve import fit
 
     return fit(encoder, ["cat", "kitten"], name="cat", weights=weights)
 
 
 @pytest.fixture(scope="session")
 def dog(encoder, weights):
-    from erase_sd.fitting import fit
+    from erase_sd.fit.solve import fit
 
     return fit(encoder, ["dog", "puppy"], name="dog", weights=weights)
 

@@ -147,7 +147,7 @@ def downloaded(page, kind, folder):
 
 
 def test_a_cat_goes_and_comes_back_and_a_second_concept_joins(visit, tmp_path):
-    from erase_sd.erasure import Erasure
+    from erase_sd.artifact.erasure import Erasure
 
     seconds = erase(visit, "cat, kitten")
     print(f"\nfrom click to before/after: {seconds:.1f} s")

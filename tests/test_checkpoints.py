@@ -6,14 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from erase_sd.checkpoints import DiffusersFolder
-from erase_sd.files import (
-    atomic_path,
-    overwrite_tensors,
-    read_tensors,
-    tensor_hash,
-    tensor_names,
-)
+from erase_sd.models.checkpoint import DiffusersFolder
+from erase_sd.models.files import atomic_path, overwrite_tensors, read_tensors, tensor_hash, tensor_names
 
 
 def test_overwrite_changes_those_tensors_and_nothing_else(tmp_path):
@@ -154,7 +148,7 @@ def test_files_are_readable_by_others(cat, tmp_path):
 
 def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path):
     """Two writers of one name: the second is told, and the first's result stays."""
-    from erase_sd.files import atomic_path
+    from erase_sd.models.files import atomic_path
 
     with pytest.raises(FileExistsError, match="another process"):
         with atomic_path(tmp_path / "x") as draft:
@@ -168,7 +162,7 @@ def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path):
 
 @pytest.mark.parametrize("swap", [True, False])
 def test_replacing_a_folder_with_and_without_the_system_call(tmp_path, monkeypatch, swap):
-    import erase_sd.files as files
+    import erase_sd.models.files as files
 
     if not swap:
         monkeypatch.setattr(files, "_exchange", lambda a, b: False)

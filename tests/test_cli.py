@@ -119,8 +119,8 @@ def test_preflight(capsys, tmp_path):
 
 
 def test_words_are_measured_on_the_states_the_model_sees(encoder, cat):
-    from erase_sd.certify import change
-    from erase_sd.preflight import Words
+    from erase_sd.algebra.certificate import change
+    from erase_sd.fit.preflight import Words
 
     hit = dict(Words.of(encoder, 200).hit(cat.edit, exclude=["Cat"]))
     assert "cat" not in hit

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erase_sd.edit import LowRankEdit, joint
+from erase_sd.algebra.edit import LowRankEdit, joint
 
 double = torch.float64
 
@@ -23,12 +23,12 @@ shapes = st.tuples(st.integers(4, 16), st.integers(1, 3), st.integers(0, 2**16))
 def test_thin_products_equal_the_dense_map(shape):
     edit = projection(*shape)
     x, W = torch.randn(7, edit.width, dtype=double), torch.randn(5, edit.width, dtype=double)
-    torch.testing.assert_close(edit.features(x), x @ edit.matrix.T)
-    torch.testing.assert_close(edit.weight(W), W @ edit.matrix)
-    torch.testing.assert_close(W @ edit.features(x).T, edit.weight(W) @ x.T)  # runtime == baked
+    torch.testing.assert_close(edit.apply_to_features(x), x @ edit.matrix.T)
+    torch.testing.assert_close(edit.apply_to_weight(W), W @ edit.matrix)
+    torch.testing.assert_close(W @ edit.apply_to_features(x).T, edit.apply_to_weight(W) @ x.T)  # runtime == baked
     down, up = edit.lora(W)
     assert down.shape[0] == up.shape[1] == edit.rank
-    torch.testing.assert_close(W + up @ down, edit.weight(W))
+    torch.testing.assert_close(W + up @ down, edit.apply_to_weight(W))
     torch.testing.assert_close(torch.tensor(edit.norm).double(), torch.linalg.matrix_norm(edit.matrix, 2))
 
 
@@ -49,7 +49,7 @@ def test_then_is_composition(shape, seed):
 def test_strength_zero_is_the_identity_bit_for_bit():
     edit = projection(8, 2, 0).scaled(0)
     W = torch.randn(5, 8)
-    assert torch.equal(edit.weight(W), W)
+    assert torch.equal(edit.apply_to_weight(W), W)
 
 
 def test_joint_forgets_all_in_any_order():
@@ -103,7 +103,7 @@ def test_dense_maps_are_factored_at_their_rank():
 def test_weights_keep_their_dtype_and_round_once(dtype):
     edit = projection(16, 1, 3)
     W = torch.randn(4, 16).to(dtype)
-    out = edit.weight(W)
+    out = edit.apply_to_weight(W)
     assert out.dtype == dtype
     exact = (W.double() @ edit.matrix).to(dtype)
     assert (out.float() - exact.float()).abs().max() <= 2 * torch.finfo(dtype).eps * exact.float().abs().max()
@@ -112,9 +112,9 @@ def test_weights_keep_their_dtype_and_round_once(dtype):
 def test_bad_input_is_named():
     edit = projection(8, 1, 0)
     with pytest.raises(ValueError, match=r"\(d_out, 8\), got \(3, 9\)"):
-        edit.weight(torch.randn(3, 9))
+        edit.apply_to_weight(torch.randn(3, 9))
     with pytest.raises(ValueError, match="damaged"):
-        edit.weight(torch.full((3, 8), float("nan")))
+        edit.apply_to_weight(torch.full((3, 8), float("nan")))
     with pytest.raises(ValueError, match="NaN"):
         LowRankEdit(torch.full((3, 1), float("inf")), torch.zeros(3, 1))
     with pytest.raises(ValueError, match="one shape"):

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from erase_sd.erasure import Erasure, WrongBase, _digest
-from erase_sd.fitting import fit
-from erase_sd.lora import lora_tensors
-from erase_sd.methods import METHODS
+from erase_sd.artifact.base import WrongBase
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.file import _digest
+from erase_sd.fit.solve import fit
+from erase_sd.artifact.lora import lora_tensors
+from erase_sd.algebra.methods import METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -186,7 +188,7 @@ class TestFit:
             fit(encoder, ["cat"], **options)
 
     def test_nan_in_the_text_encoder(self, embedded):
-        from erase_sd.text import TextEncoder
+        from erase_sd.text.encoder import TextEncoder
 
         broken = TextEncoder.from_folder(embedded)
         with torch.no_grad():
@@ -197,7 +199,7 @@ class TestFit:
     def test_a_target_moves_the_concept_there(self, encoder, weights):
         edit = fit(encoder, ["cat"], method="uce", toward="dog", weights=weights, ridge=1e-8, preserve_scale=0.0).edit
         cat, dog = encoder.subjects(["cat", "dog"])["tokens"]
-        assert (edit.features(cat) - dog).norm() < 1e-3 * dog.norm()
+        assert (edit.apply_to_features(cat) - dog).norm() < 1e-3 * dog.norm()
 
 
 def test_rounding_is_what_the_cast_loses(cat, weights):

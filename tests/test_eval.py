@@ -17,7 +17,7 @@ from erase_sd.eval.study import (
     target,
 )  # fmt: skip
 from erase_sd.eval.study_report import attack_table, frechet, gates, summary
-from erase_sd.methods import METHODS
+from erase_sd.algebra.methods import METHODS
 
 
 def test_frechet_agrees_with_scipy_and_is_zero_on_itself():

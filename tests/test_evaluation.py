@@ -21,7 +21,7 @@ from erase_sd.eval.detectors import CONVENTIONS, count_detections
 from erase_sd.eval.metrics import bootstrap, cmmd, frechet_distance, kernel_distance
 from erase_sd.eval.protocol import available, load_protocol
 from erase_sd.eval.runner import accuracy, batches, counts
-from erase_sd.text import TextEncoder
+from erase_sd.text.encoder import TextEncoder
 
 rng = np.random.default_rng(0)
 
@@ -401,10 +401,10 @@ def test_revival_undoes_what_can_be_undone(pipe, cat):
     with attacked(pipe, "revival", "cat", "a cat", pictures=[], edit=cat.edit) as found:
         live = LiveErasure.of(pipe)
         original = TextEncoder.of(pipe).encode(["a cat"]).states[0].double()
-        edited, gap, size, plain = cat.edit.features(found[0].double()), 0.0, 0.0, 0.0
+        edited, gap, size, plain = cat.edit.apply_to_features(found[0].double()), 0.0, 0.0, 0.0
         for weight in live.originals().values():
             gap += float(((edited - original) @ weight.double().T).square().sum())
-            plain += float(((cat.edit.features(original) - original) @ weight.double().T).square().sum())
+            plain += float(((cat.edit.apply_to_features(original) - original) @ weight.double().T).square().sum())
             size += float((original @ weight.double().T).square().sum())
     assert gap < 0.5 * plain and size > 0
 

@@ -21,8 +21,8 @@ def loaded(code):
         ("from erase_sd.cli.main import main; main(['--help'])", set()),
         ("from erase_sd.cli.main import main\nmain(['erase', '--help'])", set()),
         ("from erase_sd.cli.main import main\nmain(['demo', '--help'])", set()),
-        ("import erase_sd.moments, erase_sd.edit, erase_sd.methods.rayleigh", {"torch"}),
-        ("import erase_sd.erasure, erase_sd.checkpoints, erase_sd.lora, erase_sd.certify", {"torch"}),
+        ("import erase_sd.algebra.moments, erase_sd.algebra.edit, erase_sd.algebra.methods.rayleigh", {"torch"}),
+        ("import erase_sd.artifact.erasure, erase_sd.models.checkpoint, erase_sd.artifact.lora, erase_sd.algebra.certificate", {"torch"}),
     ],
 )
 def test_light_paths_stay_light(code, allowed):

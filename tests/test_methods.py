@@ -5,16 +5,17 @@ import pytest
 import scipy.linalg
 import torch
 
-from erase_sd.methods import METHODS
-from erase_sd.methods.gf import cure, gf
-from erase_sd.methods.leace import leace
-from erase_sd.methods.problem import Problem
-from erase_sd.methods.rayleigh import rayleigh
-from erase_sd.methods.rece import rece, revival
-from erase_sd.methods.speed import speed
-from erase_sd.methods.uce import uce
-from erase_sd.methods.unlink import unlink, unlink_deflated, unlink_oblique
-from erase_sd.moments import SecondMoment
+from erase_sd.algebra.methods import METHODS
+from erase_sd.algebra.methods.gf import cure, gf
+from erase_sd.algebra.methods.leace import leace
+from erase_sd.algebra.problem import Problem
+from erase_sd.algebra.methods.rayleigh import rayleigh
+from erase_sd.algebra.methods.rece import rece
+from erase_sd.algebra.revival import revival
+from erase_sd.algebra.methods.speed import speed
+from erase_sd.algebra.methods.uce import uce
+from erase_sd.algebra.methods.unlink import unlink, unlink_deflated, unlink_oblique
+from erase_sd.algebra.moments import SecondMoment
 
 D = 12
 double = torch.float64
@@ -194,7 +195,7 @@ def test_revival_minimises_what_it_claims(problem):
     best = revival(edit, C, problem.weight_gram, rho=1e-3)
 
     def cost(c):
-        return (edit.weight(W) @ c.T - W @ C.T).square().sum() + 1e-3 * c.square().sum()
+        return (edit.apply_to_weight(W) @ c.T - W @ C.T).square().sum() + 1e-3 * c.square().sum()
 
     for seed in range(10):
         noise = 0.05 * torch.randn(C.shape, generator=torch.Generator().manual_seed(seed), dtype=double)
@@ -202,7 +203,7 @@ def test_revival_minimises_what_it_claims(problem):
 
 
 def test_rece_leaves_less_to_revive_than_uce(problem):
-    from erase_sd.certify import recoverability
+    from erase_sd.algebra.certificate import recoverability
 
     before = recoverability(uce(problem, ridge=1e-6), C, problem.weight_gram).mean()
     after = recoverability(rece(problem, rounds=3, rho=1e-3, ridge=1e-6), C, problem.weight_gram).mean()

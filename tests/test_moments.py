@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erase_sd.moments import SecondMoment, orthonormal
+from erase_sd.algebra.moments import SecondMoment, orthonormal
 
 
 @settings(deadline=None, max_examples=25)

@@ -3,9 +3,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from erase_sd.erasure import Erasure, WrongBase
-from erase_sd.fitting import fit
-from erase_sd.lora import save_lora
+from erase_sd.artifact.base import WrongBase
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.fit.solve import fit
+from erase_sd.artifact.lora import save_lora
 from erase_sd.pipelines import LiveErasure, apply, generate, remove
 
 PROMPTS, SEEDS = ["a photo of a cat", "a dog by noto"], [3, 4]
@@ -71,10 +72,10 @@ def test_another_base_is_refused_before_anything_changes(pipe, cat):
 def test_another_width_is_refused(pipe):
     from dataclasses import replace
 
-    from erase_sd.edit import LowRankEdit
-    from erase_sd.erasure import Part
+    from erase_sd.algebra.edit import LowRankEdit
+    from erase_sd.artifact.erasure import ErasedConcept
 
-    narrow = Erasure((Part("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),))
+    narrow = Erasure((ErasedConcept("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),))
     with pytest.raises(WrongBase, match="width 8, the model has 192"):
         apply(pipe, replace(narrow))
 

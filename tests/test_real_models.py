@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erase_sd.bench.shapes import KINDS, TOKENIZER, write_folder, write_single
-from erase_sd.checkpoints import DiffusersFolder, SingleFile, open_checkpoint
+from erase_sd.models.checkpoint import DiffusersFolder
+from erase_sd.models.opening import open_checkpoint
+from erase_sd.models.single_file import SingleFile
 from erase_sd.cli.main import main
-from erase_sd.erasure import Erasure
-from erase_sd.fitting import fit
-from erase_sd.ldm import UNET, from_ldm, to_ldm
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.fit.solve import fit
+from erase_sd.models.ldm_names import UNET, from_ldm, to_ldm
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +38,7 @@ def test_a_single_file_is_read_as_diffusers_reads_it(models, kind):
     """Same cross-attention tensors by name, and the same text states as the pipeline itself computes."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    from erase_sd.text import TextEncoder
+    from erase_sd.text.encoder import TextEncoder
 
     folder, file = models[kind]
     Pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
@@ -98,15 +100,15 @@ def test_sdxl_erases_the_pooled_path_as_well(sdxl):
     assert torch.equal(new[name][:, width:], weights[name][:, width:])  # picture sizes stay
     null, cat = encoder.encode(["", "a photo of a cat"]).pooled.double()
     edit = erasure.edits["pooled"]
-    assert (edit.features(null[None]) - null).norm() < 1e-3 * null.norm()
-    assert (edit.features(cat[None]) - cat).norm() > 0.01 * (cat - null).norm()
+    assert (edit.apply_to_features(null[None]) - null).norm() < 1e-3 * null.norm()
+    assert (edit.apply_to_features(cat[None]) - cat).norm() > 0.01 * (cat - null).norm()
 
 
 @pytest.mark.parametrize("style", ["peft", "kohya"])
 def test_sdxl_lora_equals_the_baked_edit_in_diffusers(models, sdxl, style, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from erase_sd.lora import save_lora
+    from erase_sd.artifact.lora import save_lora
     from erase_sd.pipelines import LiveErasure, apply
 
     _, _, weights, erasure = sdxl
@@ -306,7 +308,7 @@ def test_a_lora_or_a_refiner_is_no_checkpoint(tmp_path):
 
 
 def test_an_erasure_of_another_architecture_is_refused(sdxl, pipe):
-    from erase_sd.erasure import WrongBase
+    from erase_sd.artifact.base import WrongBase
     from erase_sd.pipelines import apply
 
     with pytest.raises(WrongBase):

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from erase_sd.certify import recoverability, revivable
-from erase_sd.erasure import weight_gram
-from erase_sd.fitting import Task, fit
-from erase_sd.methods import METHODS
-from erase_sd.methods.unlink import unlink
-from erase_sd.robust import harden
+from erase_sd.algebra.certificate import recoverability, revivable
+from erase_sd.artifact.base import weight_gram
+from erase_sd.fit.solve import fit
+from erase_sd.fit.task import Task
+from erase_sd.algebra.methods import METHODS
+from erase_sd.algebra.methods.unlink import unlink
+from erase_sd.algebra.robust import harden
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_robust_leaves_less_to_revive_and_stops_at_its_tolerance(problem):
     assert float(again.max()) == pytest.approx(history[-1])
     assert edit.is_scaled_projection
     # the empty prompt is still protected
-    assert (edit.features(problem.null) - problem.null).norm() < 0.01 * problem.null.norm()
+    assert (edit.apply_to_features(problem.null) - problem.null).norm() < 0.01 * problem.null.norm()
 
 
 def test_no_round_is_the_method_itself(problem):
@@ -37,8 +38,8 @@ def test_no_round_is_the_method_itself(problem):
 
 def test_revivable_bounds(problem):
     """Nothing edited: all comes back. All but the empty prompt removed: nothing does."""
-    from erase_sd.edit import LowRankEdit
-    from erase_sd.moments import orthonormal
+    from erase_sd.algebra.edit import LowRankEdit
+    from erase_sd.algebra.moments import orthonormal
 
     G, null, x = problem.weight_gram, problem.null, problem.concepts
     assert float(revivable(LowRankEdit.identity(problem.width), x, G, null).min()) > 0.999

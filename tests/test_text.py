@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from erase_sd.text import TOKEN_RULES, TextEncoder
+from erase_sd.text.encoder import TextEncoder
+from erase_sd.text.tokens import TOKEN_RULES
 
 
 def test_states_are_what_the_pipeline_sees(encoder, pipe):

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from erase_sd.bench.shapes import TOKENIZER
-from erase_sd.checkpoints import DiffusersFolder
+from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.cli.main import main
-from erase_sd.fitting import fit
+from erase_sd.fit.solve import fit
 from erase_sd.pipelines import LiveErasure, apply
-from erase_sd.text import TextEncoder
+from erase_sd.text.encoder import TextEncoder
 
 
 def t5_tokenizer():

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from erase_sd.cli.main import main
-from erase_sd.edit import LowRankEdit
-from erase_sd.methods.problem import Problem
-from erase_sd.methods.rayleigh import rayleigh as rayleigh_edit
-from erase_sd.methods.unlink import unlink as unlink_edit
-from erase_sd.moments import SecondMoment
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.problem import Problem
+from erase_sd.algebra.methods.rayleigh import rayleigh as rayleigh_edit
+from erase_sd.algebra.methods.unlink import unlink as unlink_edit
+from erase_sd.algebra.moments import SecondMoment
 from erase_sd.vision import METHODS, build, closed_form, load_data, make_task, measure, pgu, unlearn
 from erase_sd.vision import baselines as b
 from erase_sd.vision.layers import Layer, collect, edited, layers
@@ -82,7 +82,7 @@ class TestLayers:
         new = edited(model, {"0": edits})
         layer, x = layers(model, "0")[0], torch.randn(5, 2, 5, 5).double()
         (parts,) = layer.rows(x)
-        moved = [e.features(r) @ w.T for e, r, w in zip(edits, parts, layer.matrices(), strict=True)]
+        moved = [e.apply_to_features(r) @ w.T for e, r, w in zip(edits, parts, layer.matrices(), strict=True)]
         out = torch.cat(moved, 1).reshape(5, 25, 4).transpose(1, 2).reshape(5, 4, 5, 5) + model[0].bias[:, None, None]
         torch.testing.assert_close(new[0](x), out)
         assert torch.equal(new[2].weight, model[2].weight)

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from erase_sd.bench.shapes import TOKENIZER, write_folder, write_single
-from erase_sd.checkpoints import Checkpoint, open_checkpoint
+from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.opening import open_checkpoint
 
 GB = 1e9
 
@@ -81,8 +82,9 @@ def uce_by_layer(weights: dict[str, Tensor], concepts: Tensor, anchors: Tensor, 
 
 def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
     """One concept, twenty retained prompts: the same UCE edit by layer and by one map; our default."""
-    from erase_sd.fitting import Task, fit
-    from erase_sd.methods import METHODS
+    from erase_sd.fit.solve import fit
+    from erase_sd.fit.task import Task
+    from erase_sd.algebra.methods import METHODS
 
     encoder, weights = model.encoder(), model.weights()
     task = Task(encoder, ("cat",), retain_source="listed", anchor="", tokens="last-subject")
@@ -94,7 +96,7 @@ def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
 
     def ours() -> dict[str, Tensor]:
         edit = uce(problem)
-        return {n: edit.weight(w) for n, w in attention.items()}
+        return {n: edit.apply_to_weight(w) for n, w in attention.items()}
 
     def theirs() -> dict[str, Tensor]:
         return uce_by_layer(attention, concepts, anchors, kept)
@@ -107,7 +109,7 @@ def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
 
     def best() -> dict[str, Tensor]:
         edit = rayleigh(ready)
-        return {n: edit.weight(w) for n, w in attention.items()}
+        return {n: edit.apply_to_weight(w) for n, w in attention.items()}
 
     result = {
         "model": name,
@@ -126,7 +128,7 @@ def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
 
         def apply() -> None:
             for w in on_gpu.values():
-                edit.weight(w)
+                edit.apply_to_weight(w)
             torch.cuda.synchronize()
 
         apply()
@@ -136,9 +138,9 @@ def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
 
 def scaling(model: Checkpoint) -> list[dict[str, Any]]:
     """One erasure of 1, 10, 100 and 1,000 concepts: time beyond text encoding, and memory."""
-    from erase_sd.background import background, vocabulary
-    from erase_sd.fitting import Task
-    from erase_sd.methods import METHODS
+    from erase_sd.text.background import background, vocabulary
+    from erase_sd.fit.task import Task
+    from erase_sd.algebra.methods import METHODS
 
     encoder = model.encoder()
     weights = model.weights()
@@ -156,7 +158,7 @@ def scaling(model: Checkpoint) -> list[dict[str, Any]]:
             edit = METHODS["unlink-oblique"].load()(problem, rank=1)
             for w in weights.values():
                 if w.shape[1] == encoder.width:
-                    edit.weight(w)
+                    edit.apply_to_weight(w)
 
         rows.append({
             "concepts": count, "encoding": encoding, "solve and apply": median(solve),

@@ -305,7 +305,7 @@ def _vae_shapes_to_ldm(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
 
 
 def _openclip_shapes(shapes: dict[str, tuple[int, ...]], *, spare: bool) -> dict[str, tuple[int, ...]]:
-    from erase_sd.ldm import _OPENCLIP
+    from erase_sd.text.openclip import _OPENCLIP
 
     new: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():

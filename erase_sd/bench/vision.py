@@ -194,7 +194,7 @@ def _cifar(args: Any, classes: list[int], numbers: dict[str, Any]) -> list[str]:
 
 def _edit_time(head: nn.Module, data: Data) -> str:
     """Time of the default's edit, given features and the cached retained moment."""
-    from erase_sd.methods.rayleigh import rayleigh
+    from erase_sd.algebra.methods.rayleigh import rayleigh
 
     task = make_task(data, "class:3")
     kept = collect(head, layers(head), task.retain.x)

@@ -8,13 +8,25 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from erase_sd.methods import DEFAULT, METHODS
-from erase_sd.pipelines.loading import EMBEDDED, model_path
+from erase_sd.algebra.methods import DEFAULT, METHODS
+from erase_sd.pipelines.loading import EMBEDDED
 
 if TYPE_CHECKING:
-    from erase_sd.checkpoints import Checkpoint
+    from erase_sd.fit.solve import Settings
+    from erase_sd.operations.common import Run, Source
+
+
+class Result(Protocol):
+    """What an operation returns."""
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+
+    def lines(self) -> list[str]:
+        """For people."""
 
 
 def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -62,14 +74,42 @@ def add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-pickle", action="store_true", help="read a .ckpt, by torch's loader of tensors alone")
 
 
-def open_model(args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint that `--model` names, downloaded if it is a Hub id; no weight is loaded."""
-    from erase_sd.checkpoints import TOKENIZER, open_checkpoint
+def source_of(args: argparse.Namespace) -> Source:
+    """How the model of `add_model`'s arguments is found and read."""
+    from erase_sd.operations.common import Source
 
-    path = model_path(args.model, variant=args.variant, revision=args.revision)
-    return open_checkpoint(
-        path, variant=args.variant, allow_pickle=args.allow_pickle, tokenizer=args.tokenizer or TOKENIZER
-    )
+    tokenizer = {"tokenizer": args.tokenizer} if args.tokenizer else {}
+    return Source(variant=args.variant, revision=args.revision, allow_pickle=args.allow_pickle, **tokenizer)
+
+
+def add_output(p: argparse.ArgumentParser, what: str, *, required: bool = True, undo: bool = False) -> None:
+    """`--out`, `--force`, `--json` and, where a checkpoint is written, `--keep-undo` and `--dry-run`."""
+    p.add_argument("--out", type=Path, required=required, help=what)
+    p.add_argument("--force", action="store_true", help="replace --out if it exists")
+    p.add_argument("--json", action="store_true", help="what was done, as JSON on stdout")
+    if undo:
+        p.add_argument(
+            "--keep-undo",
+            action="store_true",
+            help="also write OUT.undo.safetensors, for `remove`: keep it private, it holds the concept",
+        )
+        p.add_argument("--dry-run", action="store_true", help="check and compute everything, write nothing")
+
+
+def run_of(args: argparse.Namespace) -> Run:
+    """How to run, from whatever of these arguments a command has."""
+    from erase_sd.operations.common import Run
+
+    given = {k: v for k, v in vars(args).items() if k in ("device", "force", "keep_undo", "dry_run")}
+    return Run(**given, **({"source": source_of(args)} if "revision" in args else {}))
+
+
+def report(args: argparse.Namespace, result: Result) -> None:
+    """Say what was done: in lines for people, or as JSON for programs."""
+    if args.json:
+        print_json(result.json())
+    else:
+        print("\n".join(result.lines()))
 
 
 def add_concept(p: argparse.ArgumentParser) -> None:
@@ -84,7 +124,7 @@ def add_concept(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--retain", action="append", default=[], metavar="PROMPT", help="what to keep besides the defaults; likewise"
     )
-    p.add_argument("--method", default=DEFAULT, choices=METHODS, help=f"default: {DEFAULT}; see `methods`")
+    p.add_argument("--method", default=DEFAULT, choices=list(METHODS), help=f"default: {DEFAULT}; see `methods`")
     p.add_argument("--rank", type=int, help="directions to remove (methods that have a rank)")
     p.add_argument("--epsilon", type=float, help="relative ridge (methods that have one)")
     p.add_argument(
@@ -105,28 +145,34 @@ def add_concept(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", help="name of the concept in the erasure file (default: the first prompt)")
 
 
-def method_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The method's options from `--rank`, `--epsilon` and `--option`, in their defaults' types."""
-    spec = METHODS[args.method]
+def prompts_of(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The forget and retain prompts, sets and files read; sets bring what they ask to keep."""
+    from erase_sd.prompts import neutral_of, read_prompts
+
+    forget = read_prompts(args.forget, what="forget")
+    return forget, read_prompts([*args.retain, *neutral_of(args.forget)], what="retain")
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """How to erase, from `--method`, `--option` and the rest."""
+    from erase_sd.fit.solve import Settings
+
     given: dict[str, Any] = {k: getattr(args, k) for k in ("rank", "epsilon") if getattr(args, k) is not None}
     for pair in args.option:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"expected --option NAME=VALUE, got {pair!r}")
         given[key] = value
-    options: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in spec.options:
-            raise ValueError(f"{args.method} has no option {key!r}; it has {', '.join(spec.options)}")
-        default = spec.options[key]
-        try:
-            if isinstance(default, bool):
-                options[key] = str(value).lower() in ("1", "true", "yes", "on")
-            else:
-                options[key] = type(default)(value)
-        except ValueError as error:
-            raise ValueError(f"option {key}: expected a {type(default).__name__}, got {value!r}") from error
-    return options
+    settings = Settings(
+        method=args.method,
+        toward=args.toward,
+        tokens=args.tokens,
+        strength=args.strength,
+        robust=args.robust,
+        options=given,
+    )
+    settings.spec.make_options(given)  # refused before anything is loaded
+    return settings
 
 
 def quiet_libraries() -> None:

@@ -8,8 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.cli.common import add_model, dispatch, open_model, parser, print_json, quiet_libraries
-from erase_sd.methods import DEFAULT, METHODS
 from erase_sd.pipelines.loading import load_pipeline
 
 EXAMPLES = """  erase-concept eval list
@@ -146,11 +146,12 @@ def _run(argv: list[str]) -> int:
 
 def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callable[[str], Any]]:
     """The original, and everything that was asked for beside it."""
-    from erase_sd.checkpoints import Checkpoint, open_checkpoint
+    from erase_sd.artifact.erasure import Erasure
     from erase_sd.cli.apply import erasure_path
-    from erase_sd.erasure import Erasure
     from erase_sd.eval.runner import ORIGINAL, Variant
-    from erase_sd.files import file_hash
+    from erase_sd.models.checkpoint import Checkpoint
+    from erase_sd.models.files import file_hash
+    from erase_sd.models.opening import open_checkpoint
     from erase_sd.prompts import read_prompts
 
     base = open_model(args)
@@ -180,7 +181,7 @@ def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callabl
 
         @cache
         def made(group: str, method: str = method, robust: bool = bool(options)) -> Erasure:
-            from erase_sd.fitting import fit
+            from erase_sd.fit.solve import fit
 
             forget = read_prompts(list(protocol.forget[group]), what="forget")
             own = {n: weights[n] for n in base.sites(kinds=METHODS[method].kinds)}
@@ -216,7 +217,7 @@ def _all(weights: Any) -> str:
     """One hash over all tensors that read text."""
     import hashlib
 
-    from erase_sd.files import tensor_hash
+    from erase_sd.models.files import tensor_hash
 
     return hashlib.sha256("".join(tensor_hash(w) for _, w in sorted(weights.items())).encode()).hexdigest()[:16]
 
@@ -268,7 +269,7 @@ def _report(argv: list[str]) -> int:
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
     args = p.parse_args(argv)
     from erase_sd.eval.report import page
-    from erase_sd.files import atomic_path
+    from erase_sd.models.files import atomic_path
 
     out = args.out or args.run / "report.html"
     text = page(results_of(args.run), args.run)

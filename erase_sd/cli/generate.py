@@ -32,11 +32,11 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     if args.count < 1 or args.steps < 1:
         raise ValueError("expected --count and --steps of at least 1")
-    from erase_sd.files import atomic_path, check_target
+    from erase_sd.models.files import atomic_path, check_target
 
     check_target(args.out, force=args.force)
     quiet_libraries()
-    from erase_sd.erasure import Erasure
+    from erase_sd.artifact.erasure import Erasure
     from erase_sd.eval.sheet import image_grid
     from erase_sd.pipelines.live import apply
     from erase_sd.pipelines.sampling import generate

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from erase_sd.algebra.methods import DEFAULT, METHODS, Method
 from erase_sd.cli.common import parser, print_json
-from erase_sd.methods import DEFAULT, METHODS
 
-TOKEN_RULES = "all-but-bos, words, words+eos, last-subject, all"
+EXAMPLES = """  erase-concept methods
+  erase-concept methods --json"""
 
 
 def run(argv: list[str]) -> int:
     """List the methods."""
-    p = parser("methods", "List the erasure methods.", "  erase-concept methods\n  erase-concept methods --json")
+    p = parser("methods", "List the erasure methods.", EXAMPLES)
     p.add_argument("--json", action="store_true", help="as JSON")
     args = p.parse_args(argv)
+    from erase_sd.text.tokens import TOKEN_RULES
+
     if args.json:
-        print_json({name: asdict(m) for name, m in METHODS.items()})
+        print_json({name: asdict(m) | {"options": asdict(m.options())} for name, m in METHODS.items()})
         return 0
-    for name, m in METHODS.items():
-        print(f"{name}{'  (default)' if name == DEFAULT else ''}\n    {m.summary}")
-        options = ", ".join(f"{k} = {v}" for k, v in m.options.items())
-        target = f"; moves toward {m.anchor or 'the empty prompt'!r}" if m.anchor is not None else ""
-        print(f"    options: {options}; tokens {m.tokens}; retains {m.retain}{target}")
-        print(f"    source:  {m.source}\n")
-    print(f"token rules (--tokens): {TOKEN_RULES}")
+    for method in METHODS.values():
+        print("\n".join(describe(method)) + "\n")
+    print("token rules (--tokens):")
+    for rule, text in TOKEN_RULES.items():
+        print(f"    {rule:<14}{text}")
     return 0
+
+
+def describe(method: Method) -> list[str]:
+    """A method in four lines."""
+    options = ", ".join(
+        f"{k} = {'chosen' if v is None else v}" for k, v in asdict(method.options()).items()
+    )
+    target = f"; moves toward {method.anchor or 'the empty prompt'!r}" if method.anchor is not None else ""
+    return [
+        f"{method.name}{'  (default)' if method.name == DEFAULT else ''}",
+        f"    {method.summary}",
+        f"    options: {options or 'none'}; tokens {method.tokens}; retains {method.retain}{target}",
+        f"    source:  {method.source}",
+    ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from erase_sd.cli.apply import check_room, erasure_path
-from erase_sd.cli.common import parser, print_json
+from erase_sd.cli.common import add_output, parser, report
 
 EXAMPLES = """  erase-concept remove both.safetensors --concept cat --out dog-only.safetensors
-  erase-concept remove ./cat-free --out restored          the original, from cat-free.undo.safetensors (--keep-undo)"""
+  erase-concept remove ./cat-free --out restored
+
+The second gives back the original, bit for bit, from cat-free.undo.safetensors (made by --keep-undo)."""
 
 
 def run(argv: list[str]) -> int:
@@ -23,47 +23,14 @@ def run(argv: list[str]) -> int:
     p.add_argument("--concept", action="append", help="name to take out of the erasure file; repeatable")
     p.add_argument("--undo", type=Path, help="original tensors of the checkpoint (default: PATH.undo.safetensors)")
     p.add_argument("--variant", default="", help="weights variant of the checkpoint")
-    p.add_argument("--out", type=Path, required=True, help="erasure file, or restored checkpoint, to write")
-    p.add_argument("--force", action="store_true", help="replace --out if it exists")
-    p.add_argument("--json", action="store_true", help="what was done, as JSON")
+    add_output(p, "erasure file, or restored checkpoint, to write")
     args = p.parse_args(argv)
-    about = _subtract(args) if args.concept else _restore(args)
-    if args.json:
-        print_json(about | {"out": str(args.out)})
+    from erase_sd.operations.common import Run, Source
+    from erase_sd.operations.restoring import restore, subtract
+
+    if args.concept:
+        report(args, subtract(args.path, args.concept, args.out, force=args.force))
     else:
-        print(f"wrote {args.out}: " + (", ".join(about["concepts"]) or "the original, bit for bit"))
+        run_ = Run(source=Source(variant=args.variant), force=args.force)
+        report(args, restore(args.path, args.out, undo=args.undo, run=run_))
     return 0
-
-
-def _subtract(args: Any) -> dict[str, Any]:
-    from erase_sd.erasure import Erasure
-
-    erasure = Erasure.load(erasure_path(args.path))
-    for name in args.concept:
-        erasure = erasure - name
-    if not erasure.parts:
-        raise ValueError("nothing would be left: the erasure has no other concept; use the base model instead")
-    erasure.save(args.out, force=args.force)
-    return {"concepts": list(erasure.names)}
-
-
-def _restore(args: Any) -> dict[str, Any]:
-    from erase_sd.checkpoints import Checkpoint, open_checkpoint, undo_file
-    from erase_sd.erasure import Erasure
-    from erase_sd.files import check_apart, check_target, read_tensors, tensor_names
-
-    own = Checkpoint.erasure_file(args.path)
-    if not own.is_file():
-        raise ValueError(f"{args.path} is no erased checkpoint; to take a concept out of an erasure file add --concept")
-    undo = args.undo or undo_file(args.path)
-    if not undo.is_file():
-        raise ValueError(f"no {undo}: the originals are kept only on request (--keep-undo); use the base model")
-    model = open_checkpoint(args.path, variant=args.variant)
-    check_apart(args.out, model.path)
-    check_target(args.out, force=args.force)
-    check_room(args.out, model.size())
-    originals = read_tensors(undo, tensor_names(undo))
-    # The hashes of the base are in the erasure: what comes back is what was there, or nothing does.
-    Erasure.load(own).check_base(originals)
-    model.write(args.out, originals, None, force=args.force)
-    return {"concepts": [], "restored": len(originals)}

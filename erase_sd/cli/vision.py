@@ -179,7 +179,7 @@ def _table(argv: list[str]) -> int:
     quiet_libraries()
     from functools import cache
 
-    from erase_sd.files import file_hash
+    from erase_sd.models.files import file_hash
     from erase_sd.vision import load_data
     from erase_sd.vision.tables import Setting, markdown, plot, run
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from erase_sd.demo.studio import Shot, Studio
-from erase_sd.erasure import Erasure
+from erase_sd.artifact.erasure import Erasure
 
 STAY = 6 * 3600  # seconds that a visit's work is kept
 MODELS = 2  # models in memory at once

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from erase_sd.erasure import Erasure, combine
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.pipelines.loading import EMBEDDED
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from erase_sd.demo.recipe import file_name
-from erase_sd.erasure import Erasure, combine
-from erase_sd.preflight import Words
+from erase_sd.artifact.erasure import Erasure, combine
+from erase_sd.fit.preflight import Words
 
 BATCH = 4  # images between two looks at whether the visitor has cancelled
 _REMEMBERED = 512  # images of the untouched model, which are the same for everybody
@@ -110,10 +110,10 @@ class Studio:
     """
 
     def __init__(self, model: str, *, device: str = "cpu", limits: Limits | None = None) -> None:
-        from erase_sd.checkpoints import open_checkpoint
+        from erase_sd.models.opening import open_checkpoint
         from erase_sd.pipelines.live import LiveErasure
         from erase_sd.pipelines.loading import is_embedded, load_pipeline, model_path
-        from erase_sd.text import TextEncoder
+        from erase_sd.text.encoder import TextEncoder
 
         self.name = model
         self.limits = limits or Limits()
@@ -128,7 +128,7 @@ class Studio:
 
     def warm(self) -> None:
         """Make what every first request would wait for: the summary of the encoder's vocabulary, one image."""
-        from erase_sd.background import background
+        from erase_sd.text.background import background
 
         with self._lock:
             background(self.encoder)
@@ -153,7 +153,7 @@ class Studio:
         Returns:
             The erasure and the seconds it took.
         """
-        from erase_sd.fitting import fit
+        from erase_sd.fit.solve import fit
 
         if not forget:
             raise ValueError("type what to forget, for instance: cat")
@@ -298,7 +298,7 @@ class Studio:
         Returns:
             Paths by kind: "erasure", "peft" and, where that format exists, "kohya".
         """
-        from erase_sd.lora import save_lora
+        from erase_sd.artifact.lora import save_lora
 
         total = combine(stack).scaled(scale)
         made = {"erasure": total.save(folder / file_name(total, "erasure"), force=True)}

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from erase_sd.background import vocabulary
-from erase_sd.edit import LowRankEdit
-from erase_sd.methods.rece import revival
+from erase_sd.text.background import vocabulary
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.revival import revival
 
 
 @contextmanager
@@ -292,7 +292,7 @@ def attacked(
     Raises:
         ValueError: If there is no such attack.
     """
-    from erase_sd.text import TextEncoder
+    from erase_sd.text.encoder import TextEncoder
 
     if name not in ATTACKS:
         raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
@@ -308,7 +308,7 @@ def attacked(
         pairs = [(t.format(concept), t.format("thing")) for t in ("a photo of a {}", "a picture of a {}", "a {}")]
         yield concept_prompts(TextEncoder.of(pipe), pairs, "a photo of a thing")
     elif name == "revival" and edit is not None:
-        from erase_sd.erasure import weight_gram, weight_streams
+        from erase_sd.artifact.base import weight_gram, weight_streams
         from erase_sd.pipelines.live import LiveErasure
 
         encoder = TextEncoder.of(pipe)

@@ -133,7 +133,7 @@ class EmojiJudge:
 
     def __init__(self) -> None:
         from erase_sd.emoji.models import JUDGE
-        from erase_sd.files import file_hash
+        from erase_sd.models.files import file_hash
 
         self.about = {"detector": self.name, "weights": file_hash(JUDGE)}
 

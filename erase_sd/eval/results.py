@@ -11,7 +11,7 @@ from typing import Any
 
 from erase_sd.cli.main import main as command
 from erase_sd.eval.report import table
-from erase_sd.methods import DEFAULT, METHODS
+from erase_sd.algebra.methods import DEFAULT, METHODS
 
 # Attacks take a minute for every concept and variant, so they are for the methods that people compare.
 PLAN: dict[str, list[str]] = {

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from erase_sd.erasure import Erasure
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.eval.detectors import open_images
 from erase_sd.eval.metrics import bootstrap, cmmd, frechet_distance, kernel_distance
 from erase_sd.eval.protocol import Protocol, Row
-from erase_sd.files import atomic_path, file_hash
+from erase_sd.models.files import atomic_path, file_hash
 
 ORIGINAL = "original"
 # Which accuracies a row of each role enters.
@@ -138,7 +138,7 @@ def _draw_rows(
     first = rows[0]
     if not first.attack:
         return list(pipe([r.prompt for r in rows], generator=noise(), **options).images)
-    from erase_sd.erasure import combine
+    from erase_sd.artifact.erasure import combine
     from erase_sd.eval.attack import attacked, own_pictures
 
     original = pipeline("")

@@ -20,17 +20,19 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from erase_sd.certify import change, revivable
+from erase_sd.algebra.certificate import change, revivable
 from erase_sd.emoji.render import available_objects, render
 from erase_sd.emoji.world import load_world, sample_scene, with_article
-from erase_sd.erasure import Erasure, combine, weight_gram
+from erase_sd.artifact.base import weight_gram
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.eval.attack import prompt_attack
 from erase_sd.eval.judge import _judge, judge
 from erase_sd.eval.study_report import frechet, summary, write
-from erase_sd.fitting import NEAR, fit
-from erase_sd.methods import DEFAULT, METHODS
+from erase_sd.fit.solve import fit
+from erase_sd.fit.task import NEAR
+from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.pipelines.live import LiveErasure
-from erase_sd.text import TextEncoder
+from erase_sd.text.encoder import TextEncoder
 
 STEPS, GUIDANCE = 12, 3.0
 TEMPLATES = ("a picture of {}", "{} on a blue background", "an emoji of {} by noto", "{} with a white background")
@@ -193,7 +195,7 @@ class Study:
         apart = bool(options.pop("apart", False)) or t.kind == "ten"
         retain = list(t.retain) if method != "unlink" else []
         if options.pop("kept", None) == "vocabulary":
-            from erase_sd.background import background, meanings
+            from erase_sd.text.background import background, meanings
 
             ordinary = background(self.encoder)
             near = set(ordinary.near(meanings(self.encoder, list(t.forget)), NEAR))

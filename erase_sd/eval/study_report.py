@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from erase_sd.methods import DEFAULT
+from erase_sd.algebra.methods import DEFAULT
 
 
 def frechet(a: np.ndarray, b: np.ndarray, *, dims: int = 16) -> float:

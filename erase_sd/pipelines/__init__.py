@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
+from erase_sd._lazy import lazy
 
-__all__ = ["EraseStableDiffusionPipeline", "LiveErasure", "apply", "generate", "remove"]
-
-_WHERE = {
-    "EraseStableDiffusionPipeline": "erase_sd.pipelines.stable_diffusion",
-    "LiveErasure": "erase_sd.pipelines.live",
-    "apply": "erase_sd.pipelines.live",
-    "generate": "erase_sd.pipelines.sampling",
-    "remove": "erase_sd.pipelines.live",
-}
-
-
-def __getattr__(name: str):  # noqa: ANN202
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "EraseStableDiffusionPipeline": "erase_sd.pipelines.stable_diffusion",
+        "LiveErasure": "erase_sd.pipelines.live",
+        "apply_to_pipeline": "erase_sd.pipelines.live",
+        "erase_from_pipeline": "erase_sd.pipelines.erasing",
+        "generate": "erase_sd.pipelines.sampling",
+        "restore_pipeline": "erase_sd.pipelines.live",
+    },
+)

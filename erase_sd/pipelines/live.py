@@ -1,26 +1,39 @@
-"""Erasures on a live denoiser: apply, change strength, stack, restore bit for bit."""
+"""Erasures on a live denoiser: apply, change the scale, stack, restore bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erase_sd.erasure import Erasure, WrongBase, combine
-from erase_sd.sites import POOLED, TOKENS, identify
-from erase_sd.text import TextEncoder
+from erase_sd.artifact.base import WrongBase
+from erase_sd.artifact.erasure import Erasure, combine
+from erase_sd.models.architectures import TOKENS, Site, identify
+from erase_sd.pipelines.hooks import FeatureHook, SiteHook
+from erase_sd.text.encoder import TextEncoder
+
+logger = logging.getLogger("erase_sd")
 
 _ATTRIBUTE = "_erase_sd_live"
+_MAKING = threading.Lock()
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """The denoiser of a pipeline (or the denoiser itself), without what `torch.compile` wraps around it."""
+    found = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
+    return getattr(found, "_orig_mod", found)
 
 
 class LiveErasure:
     """What is erased from one denoiser right now, and the weights to put back.
 
     Weights are always computed from the originals, so nothing accumulates: applying and removing in
-    any order ends in the same bits.
+    any order ends in the same bits. Every change happens whole or not at all, one thread at a time.
     """
 
     def __init__(self, denoiser: nn.Module, *, runtime: bool = False) -> None:
@@ -28,15 +41,14 @@ class LiveErasure:
         config.setdefault("_class_name", type(denoiser).__name__)
         self.architecture = identify(config)
         self.denoiser = denoiser
-        # The parameters themselves, not their names: loading a LoRA renames modules around them.
-        parameters = {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
-        self.sites = self.architecture.sites(n for n in parameters if ".lora_" not in n)
-        self.parameters = {n: parameters[n] for n in self.sites}
         self.runtime = runtime
-        self.strength = 1.0
-        self.erasures: list[Erasure] = []
+        self.scale = 1.0
+        self._lock = threading.RLock()
+        self._erasures: list[Erasure] = []
+        self._parameters: dict[str, nn.Parameter] = {}
         self._originals: dict[str, Tensor] = {}
-        self._hook: Any = None
+        self._handles: list[Any] = []
+        self._find()
 
     @classmethod
     def of(cls, pipe: Any, *, runtime: bool | None = None) -> LiveErasure:
@@ -44,122 +56,182 @@ class LiveErasure:
 
         Args:
             pipe: A pipeline or its denoiser.
-            runtime: Edit the prompt's embeddings on their way in instead of the weights: the same
-                images, nothing to undo, and it works where weights cannot be written (quantised,
-                offloaded, compiled). None keeps the mode it has.
+            runtime: Edit features and outputs as they pass instead of the weights: the same images,
+                nothing to undo, and it works where weights cannot be written (quantised, offloaded).
+                None keeps the mode it has.
 
         Raises:
-            ValueError: If the other mode is in use.
+            ValueError: If the other mode is in use, or the denoiser is of no known kind.
         """
-        denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
-        live = getattr(denoiser, _ATTRIBUTE, None)
-        if live is None:
-            live = cls(denoiser, runtime=bool(runtime))
-            object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
+        denoiser = denoiser_of(pipe)
+        with _MAKING:
+            live = getattr(denoiser, _ATTRIBUTE, None)
+            if live is None:
+                live = cls(denoiser, runtime=bool(runtime))
+                object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
         if runtime is not None and runtime != live.runtime:
             if live.erasures:
                 raise ValueError("erasures are applied in the other mode; remove them before changing it")
             live.runtime = runtime
-        return live
+        return live  # type: ignore[no-any-return]
+
+    # -- what is there --------------------------------------------------------------------------
+
+    @property
+    def erasures(self) -> tuple[Erasure, ...]:
+        """What is applied now."""
+        with self._lock:
+            self._find()
+            return tuple(self._erasures)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The tensors that read text."""
+        with self._lock:
+            self._find()
+            return self.architecture.sites(self._parameters)
 
     def originals(self) -> dict[str, Tensor]:
         """The base weights of every site, whether or not they are erased now."""
-        return {n: self._originals.get(n, p.data) for n, p in self.parameters.items()}
+        with self._lock:
+            self._find()
+            return {n: self._originals.get(n, p.data) for n, p in self._parameters.items()}
+
+    def _find(self) -> None:
+        """Look up the parameters that the denoiser really uses; if they were replaced, nothing is erased any more."""
+        found = {}
+        for name, parameter in self.denoiser.named_parameters():
+            plain = name.replace(".base_layer.", ".")  # loading a LoRA renames modules around them
+            if ".lora_" not in name and self.architecture.site(plain):
+                found[plain] = parameter
+        if not found or any(getattr(m, "fused_projections", False) for m in self.denoiser.modules()):
+            raise ValueError(
+                "this denoiser's key and value projections are fused; call unfuse_qkv_projections() before erasing"
+            )
+        replaced = [n for n, p in self._parameters.items() if found.get(n) is not p]
+        if replaced and self._originals:
+            logger.warning("the model's weights were replaced from outside: what was erased is in it no more")
+            self._originals, self._erasures = {}, []
+        self._parameters = found
+
+    # -- changing it ------------------------------------------------------------------------------
 
     def add(self, erasure: Erasure, *, allow_other_base: bool = False) -> None:
-        """Apply one more erasure; all that are applied act jointly."""
-        originals = self.originals()
-        if erasure.architecture != self.architecture.name:
-            raise WrongBase(f"this erasure is for {erasure.architecture}, the model is {self.architecture.name}")
-        width = next(w.shape[1] for n, w in originals.items() if self.architecture.stream(n) == TOKENS)
-        if erasure.edit.width != width:
-            raise WrongBase(f"this erasure is for text features of width {erasure.edit.width}, the model has {width}")
-        if not allow_other_base:
-            erasure.check_base({n: originals[n] for n in originals})
-        self.set([*self.erasures, erasure], self.strength)
+        """Apply one more erasure; all that are applied act jointly.
+
+        Raises:
+            WrongBase: If it is for another architecture, width or base.
+        """
+        with self._lock:
+            originals = self.originals()
+            if erasure.architecture != self.architecture.name:
+                raise WrongBase(f"this erasure is for {erasure.architecture}, the model is {self.architecture.name}")
+            width = next(w.shape[1] for n, w in originals.items() if _stream(self, n) == TOKENS)
+            if erasure.edit.width != width:
+                raise WrongBase(
+                    f"this erasure is for text features of width {erasure.edit.width}, the model has {width}"
+                )
+            if not allow_other_base:
+                erasure.check_base(originals)
+            self.set([*self._erasures, erasure], self.scale)
 
     def take(self, erasure: Erasure | None = None) -> None:
-        """Remove one erasure, or all: the weights are again what they were, bit for bit."""
-        if erasure is not None and erasure not in self.erasures:
-            raise ValueError("this erasure is not applied here")
-        self.set([e for e in self.erasures if erasure is not None and e is not erasure], self.strength)
+        """Remove one erasure, or all: the weights are again what they were, bit for bit.
 
-    def set_strength(self, strength: float) -> None:
-        """Set the strength of everything applied: 0 is the original, 1 as made."""
-        self.set(self.erasures, strength)
+        Raises:
+            ValueError: If it is not applied.
+        """
+        with self._lock:
+            applied = self.erasures
+            if erasure is not None and erasure not in applied:
+                raise ValueError("this erasure is not applied here")
+            self.set([e for e in applied if erasure is not None and e is not erasure], self.scale)
+
+    def set_scale(self, scale: float) -> None:
+        """Multiply the change that everything applied makes: 0 is the original, 1 as made.
+
+        Raises:
+            ValueError: If the scale is not a number between −10 and 10.
+        """
+        with self._lock:
+            self.set(self.erasures, scale)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The model as it was, for a while."""
-        strength = self.strength
-        self.set_strength(0)
-        try:
-            yield
-        finally:
-            self.set_strength(strength)
+        with self._lock:
+            scale = self.scale
+            self.set_scale(0)
+            try:
+                yield
+            finally:
+                self.set_scale(scale)
 
-    @torch.no_grad()
-    def set(self, erasures: Sequence[Erasure], strength: float = 1.0) -> None:
+    def set(self, erasures: Sequence[Erasure], scale: float = 1.0) -> None:
         """Apply these erasures, whatever was applied before; their base is not checked.
 
-        All new weights are computed first, which may refuse, and only then is the model changed.
+        All new weights are computed first, which may refuse, and only then is the model changed; an
+        interruption on the way leaves it as it was.
         """
-        erasures = list(erasures)
-        if self.runtime:
-            self._set_hook(erasures, strength)
-            self.erasures, self.strength = erasures, strength
-            return
-        bases = self.originals()
-        new: dict[str, Tensor] = {}
-        if erasures and strength:
-            new = combine(erasures).scaled(strength).weights(bases, allow_other_base=True)
-        for name, parameter in self.parameters.items():
-            if name in new:
-                self._originals.setdefault(name, parameter.data.clone())
-                parameter.data.copy_(new[name])
-            elif name in self._originals:
-                parameter.data.copy_(self._originals.pop(name))
-        self.erasures, self.strength = erasures, strength
-
-    def _set_hook(self, erasures: list[Erasure], strength: float) -> None:
-        """Let the denoiser see `T x` instead of each text feature `x`."""
-        edits = {}
-        if erasures and strength:
-            total = combine(erasures).scaled(strength)
-            if total.kinds != "kv":
-                raise ValueError(f"runtime mode edits keys and values alike; this method edits {total.kinds!r} alone")
-            edits = total.edits
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if not edits:
-            return
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            kwargs = dict(kwargs)
-            if len(args) > 2:  # UNet2DConditionModel's third; pipelines name it
-                args = (*args[:2], edits[TOKENS].features(args[2]), *args[3:])
+        with self._lock:
+            self._find()
+            total = combine(list(erasures)).scaled(scale) if erasures and scale else None
+            if self.runtime:
+                self._set_hooks(total)
             else:
-                kwargs["encoder_hidden_states"] = edits[TOKENS].features(kwargs["encoder_hidden_states"])
-            if POOLED in edits:
-                added = dict(kwargs.get("added_cond_kwargs") or {})
-                if "text_embeds" in added:
-                    kwargs["added_cond_kwargs"] = added | {"text_embeds": edits[POOLED].features(added["text_embeds"])}
+                self._set_weights(total.edit_weights(self.originals()) if total else {})
+            self._erasures, self.scale = list(erasures), scale
+
+    @torch.no_grad()
+    def _set_weights(self, new: Mapping[str, Tensor]) -> None:
+        before: dict[str, Tensor] = {}
+        originals = dict(self._originals)
+        try:
+            for name, parameter in self._parameters.items():
+                if name not in new and name not in self._originals:
+                    continue
+                before[name] = parameter.data.clone()
+                if name in new:
+                    self._originals.setdefault(name, before[name])
+                    parameter.data.copy_(new[name])
                 else:
-                    kwargs["pooled_projections"] = edits[POOLED].features(kwargs["pooled_projections"])
-            return args, kwargs
+                    parameter.data.copy_(self._originals.pop(name))
+        except BaseException:  # an interrupt as well: all or nothing
+            for name, value in before.items():
+                self._parameters[name].data.copy_(value)
+            self._originals = originals
+            raise
 
-        self._hook = self.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+    def _set_hooks(self, total: Erasure | None) -> None:
+        handles: list[Any] = []
+        if total is not None:
+            if total.left or total.kinds != "kv":
+                for site in total.editable(self._parameters):
+                    module = self.denoiser.get_submodule(site.module)
+                    handles.append(module.register_forward_hook(SiteHook(total.edit_of(site))))
+            else:
+                edits = {s: e.scaled(total.scale) for s, e in total.right.items()}
+                handles.append(self.denoiser.register_forward_pre_hook(FeatureHook(edits), with_kwargs=True))
+        for handle in self._handles:
+            handle.remove()
+        self._handles = handles
 
 
-def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False, runtime: bool | None = None) -> LiveErasure:
+def _stream(live: LiveErasure, name: str) -> str | None:
+    site = live.architecture.site(name)
+    return site.stream if site else None
+
+
+def apply_to_pipeline(
+    pipe: Any, erasure: Erasure, *, allow_other_base: bool = False, runtime: bool | None = None
+) -> LiveErasure:
     """Apply an erasure to a live pipeline.
 
     Args:
         pipe: A diffusers pipeline or its denoiser.
         erasure: What to apply.
         allow_other_base: Apply it although the base weights differ from those it was made for.
-        runtime: Edit the prompt's embeddings on their way in and no weight; see `LiveErasure.of`.
+        runtime: Edit features and outputs as they pass and no weight; see `LiveErasure.of`.
 
     Raises:
         WrongBase: If the base differs.
@@ -171,6 +243,6 @@ def apply(pipe: Any, erasure: Erasure, *, allow_other_base: bool = False, runtim
     return live
 
 
-def remove(pipe: Any, erasure: Erasure | None = None) -> None:
+def restore_pipeline(pipe: Any, erasure: Erasure | None = None) -> None:
     """Take an erasure, or all, out of a live pipeline; the weights return bit for bit."""
     LiveErasure.of(pipe).take(erasure)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from erase_sd.checkpoints import Checkpoint
+    from erase_sd.models.checkpoint import Checkpoint
 
 EMBEDDED = "emoji-sd"
 
@@ -52,7 +52,7 @@ def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = 
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging as diffusers_logging
 
-    from erase_sd.checkpoints import SingleFile
+    from erase_sd.models.single_file import SingleFile
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from erase_sd.erasure import Erasure
-from erase_sd.fitting import fit
-from erase_sd.pipelines.live import LiveErasure, apply
-from erase_sd.text import TextEncoder
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.fit.solve import Settings
+from erase_sd.pipelines.erasing import erase_from_pipeline
+from erase_sd.pipelines.live import LiveErasure
 
 
 class EraseStableDiffusionPipeline(StableDiffusionPipeline):
@@ -27,33 +26,14 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):
         forget: str | Sequence[str] | Erasure,
         *,
         retain: str | Sequence[str] = (),
+        name: str | None = None,
+        settings: Settings | None = None,
         allow_other_base: bool = False,
-        **options: Any,
     ) -> Erasure:
-        """Erase a concept from the loaded weights; call again to erase another one as well.
-
-        Args:
-            forget: Prompts that mean the concept, or a ready `Erasure`.
-            retain: Prompts to keep besides the method's own protection.
-            allow_other_base: Apply a ready erasure to other base weights.
-            **options: As for `erase_sd.fit`: `method`, `strength`, `toward`, `tokens`, …
-
-        Returns:
-            The erasure, ready to be saved or subtracted.
-        """
-        live = LiveErasure.of(self)
-        made_here = not isinstance(forget, Erasure)
-        if not isinstance(forget, Erasure):
-            encoder = TextEncoder.of(self)
-            forget = fit(
-                encoder,
-                [forget] if isinstance(forget, str) else list(forget),
-                retain=[retain] if isinstance(retain, str) else list(retain),
-                weights=live.originals(),
-                **options,
-            )
-        apply(self, forget, allow_other_base=allow_other_base or made_here)
-        return forget
+        """Erase a concept from the loaded weights; see `erase_sd.pipelines.erasing.erase_from_pipeline`."""
+        return erase_from_pipeline(
+            self, forget, retain=retain, name=name, settings=settings, allow_other_base=allow_other_base
+        )
 
     def restore(self, erasure: Erasure | None = None) -> None:
         """Take one erasure, or all, out again; the weights return bit for bit."""
@@ -62,4 +42,4 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):
     @property
     def erasures(self) -> tuple[Erasure, ...]:
         """What is erased right now."""
-        return tuple(LiveErasure.of(self).erasures)
+        return LiveErasure.of(self).erasures

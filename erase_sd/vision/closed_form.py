@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erase_sd.edit import LowRankEdit
-from erase_sd.methods.gf import gf as gf_edit
-from erase_sd.methods.problem import Problem
-from erase_sd.methods.rayleigh import rayleigh as rayleigh_edit
-from erase_sd.methods.unlink import unlink as unlink_edit
-from erase_sd.moments import SecondMoment
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.methods.gf import gf as gf_edit
+from erase_sd.algebra.problem import Problem
+from erase_sd.algebra.methods.rayleigh import rayleigh as rayleigh_edit
+from erase_sd.algebra.methods.unlink import unlink as unlink_edit
+from erase_sd.algebra.moments import SecondMoment
 from erase_sd.vision.layers import collect, edited, layers
 from erase_sd.vision.task import Samples, Task
 from erase_sd.vision.train import accuracy
@@ -97,7 +97,7 @@ def rayleigh(
     retained: Moments | None = None,
     **_: Any,
 ) -> nn.Module:
-    """The consistent Rayleigh edit `W (I − C U D Uᵀ)`, see `erase_sd.methods.rayleigh`.
+    """The consistent Rayleigh edit `W (I − C U D Uᵀ)`, see `erase_sd.algebra.methods.rayleigh`.
 
     Args:
         model: The model.

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erase_sd.edit import LowRankEdit
-from erase_sd.moments import SecondMoment
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment
 
 ROWS = 1 << 24  # numbers in one chunk of unfolded patches: 128 MB in float64
 
@@ -208,5 +208,5 @@ def edited(model: nn.Module, edits: Mapping[str, Sequence[LowRankEdit]]) -> nn.M
     new = copy.deepcopy(model)
     for layer in layers(new, "all"):
         if layer.name in edits:
-            layer.write([e.weight(w) for e, w in zip(edits[layer.name], layer.matrices(), strict=True)])
+            layer.write([e.apply_to_weight(w) for e, w in zip(edits[layer.name], layer.matrices(), strict=True)])
     return new

@@ -270,7 +270,7 @@ def save_weights(model: nn.Module, path: Path, about: dict[str, Any], *, force: 
     """
     from safetensors.torch import save_file
 
-    from erase_sd.files import atomic_path
+    from erase_sd.models.files import atomic_path
     from erase_sd.vision.closed_form import Masked
 
     if isinstance(model, Masked):

@@ -1,0 +1,127 @@
+"""Certificates: what an edit does to prompts, computed without an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment, orthonormal
+from erase_sd.algebra.problem import Problem
+from erase_sd.algebra.revival import revival
+
+
+def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
+    """`‖T x − x‖ / ‖x‖` for each row, `(n,)`."""
+    rows = rows.double()
+    return (edit.apply_to_features(rows) - rows).norm(dim=1) / rows.norm(dim=1).clamp(min=1e-300)
+
+
+def residual(edit: LowRankEdit, rows: Tensor) -> Tensor:
+    """`‖T x‖ / ‖x‖` for each row, `(n,)`."""
+    rows = rows.double()
+    return edit.apply_to_features(rows).norm(dim=1) / rows.norm(dim=1).clamp(min=1e-300)
+
+
+def recoverability(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor) -> Tensor:
+    """`min_c ‖W T c − W x‖ / ‖W x‖` over all layers at once, `(n,)`.
+
+    What the best adversarial embedding could restore: 0 means that an embedding exists which the
+    edited layers treat as the original treated the concept.
+
+    Args:
+        edit: The edit.
+        rows: `(n, d)` original states of the concept.
+        weight_gram: `(d, d)`, `Σ WᵀW` over the edited weights.
+    """
+    rows = rows.double()
+    best = revival(edit, rows, weight_gram, rho=1e-9 * float(weight_gram.trace()) / len(weight_gram))
+    gap = edit.apply_to_features(best) - rows
+    size = ((rows @ weight_gram) * rows).sum(1).clamp(min=1e-300)
+    return (((gap @ weight_gram) * gap).sum(1).clamp(min=0) / size).sqrt()
+
+
+def revivable(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor, null: Tensor) -> Tensor:
+    """How much of what sets a concept apart the best adversarial embedding brings back, `(n,)` in 0..1.
+
+    `1 − recoverability / apartness`, where apartness is what recoverability would be if nothing but the
+    empty prompt's states could be produced: most of a text state's norm is shared with them and stays
+    on purpose.
+
+    Args:
+        edit: The edit.
+        rows: `(n, d)` original states of the concept.
+        weight_gram: `(d, d)`, `Σ WᵀW` over the edited weights.
+        null: `(m, d)` states of the empty prompt.
+    """
+    rows, Q = rows.double(), orthonormal(null)
+    G = weight_gram
+    size = ((rows @ G) * rows).sum(1).clamp(min=1e-300)
+    apart = rows.T - Q @ torch.linalg.solve(Q.T @ G @ Q, Q.T @ G @ rows.T)
+    apartness = ((apart * (G @ apart)).sum(0).clamp(min=0) / size).sqrt()
+    return (1 - recoverability(edit, rows, G) / apartness.clamp(min=1e-300)).clamp(0, 1)
+
+
+def energy_share(gram: Tensor, map_: Tensor) -> float:
+    """`sqrt(Σ ‖M x‖² / Σ ‖x‖²)` over the rows behind a Gram matrix; 0 if there are none."""
+    total = float(gram.trace())
+    return (max(float((map_ @ gram @ map_.T).trace()), 0.0) / total) ** 0.5 if total > 0 else 0.0
+
+
+def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | None = None) -> dict[str, Any]:
+    """Measure an edit on the features it was made of.
+
+    Args:
+        edit: The edit.
+        problem: What it was made of.
+        ordinary: Moment of ordinary prompts to measure drift on; default: the problem's retain moment.
+
+    Returns:
+        JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
+        empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
+        `retain_drift`, root mean square relative change of ordinary prompts; `kept_drift`, the same
+        for the worst prompt named to keep; `spectrum`, top eigenvalue shares of the forget features; and
+        `angle`, degrees between the forget features' first direction and the span that holds 90 % of ordinary
+        prompts' energy (0: nothing sets it apart).
+    """
+    T = edit.matrix
+    moved = T - torch.eye(edit.width, dtype=torch.float64)
+
+    spectrum = problem.forget.spectrum
+    report: dict[str, Any] = {
+        "rank": edit.rank,
+        "norm": edit.norm,
+        "null_change": float(change(edit, problem.null).max()) if len(problem.null) else 0.0,
+        "forget_residual": energy_share(problem.forget.gram, T),
+        "retain_drift": energy_share((ordinary or problem.retain).gram, moved),
+        "kept_drift": float(change(edit, problem.kept).max()) if len(problem.kept) else 0.0,
+        "spectrum": [round(float(v), 6) for v in spectrum[:8] / spectrum.sum()],
+    }
+    values, vectors = torch.linalg.eigh((ordinary or problem.retain).matrix)
+    span = vectors[:, values.clamp(min=0).cumsum(0) > 0.1 * values.clamp(min=0).sum()]
+    inside = float((span.T @ problem.forget.subspace(1)).norm().clamp(max=1))
+    report["angle"] = math.degrees(math.acos(inside))
+    return report
+
+
+def certify_weights(edit: LowRankEdit, problem: Problem, gram: Callable[[], Tensor]) -> dict[str, float]:
+    """What an adversarial embedding could restore, `recoverability` and `revivable` of the worst concept.
+
+    Args:
+        edit: The edit.
+        problem: What it was made of.
+        gram: Gives `Σ WᵀW` over the edited weights; not asked for if the edit can be inverted, which restores all.
+    """
+    if not len(problem.concepts):
+        return {}
+    if edit.is_invertible:
+        return {"recoverability": 0.0, "revivable": 1.0}
+    G = gram()
+    return {
+        "recoverability": float(recoverability(edit, problem.concepts, G).min()),
+        "revivable": float(revivable(edit, problem.concepts, G, problem.null).max()),
+    }

@@ -1,0 +1,62 @@
+"""Unlink on what is left of the forget prompts outside the protected span."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment, orthonormal
+from erase_sd.algebra.options import within
+from erase_sd.algebra.problem import NothingLeft, Problem
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of deflated Unlink.
+
+    Attributes:
+        rank: Number of directions.
+        energy: Share of the protected rows' squared norm that is given up: the larger, the less is
+            protected and the more can be erased.
+    """
+
+    rank: int = 1
+    energy: float = 0.01
+
+    def __post_init__(self) -> None:
+        within("rank", self.rank, 1)
+        within("energy", self.energy, 0, 1)
+
+
+def solve(problem: Problem, options: Options) -> LowRankEdit:
+    """Unlink on `X_f (I − Q Qᵀ)`, `Q` spanning the empty prompt and the retained rows.
+
+    Protected rows are kept to a share `energy` of their squared norm, the empty prompt to 1e-8.
+
+    Raises:
+        NothingLeft: If the forget prompts lie inside the protected span.
+    """
+    basis = _protected(problem, options.energy)
+    keep = torch.eye(problem.width, dtype=torch.float64) - basis @ basis.T
+    left = SecondMoment(keep @ problem.forget.gram @ keep, keep @ problem.forget.total, problem.forget.count)
+    share = float(left.gram.trace() / problem.forget.gram.trace())
+    if share < 1e-8:
+        raise NothingLeft(
+            "the forget prompts lie inside the protected span: nothing is left to erase; "
+            "retain fewer prompts or raise the method's `energy`"
+        )
+    U = left.subspace(options.rank)
+    return LowRankEdit(U, U)
+
+
+def _protected(problem: Problem, energy: float) -> Tensor:
+    """Orthonormal basis `(d, q)` of the empty prompt and of all but `energy` of the retain moment."""
+    null = orthonormal(problem.null, energy=1e-8) if len(problem.null) else problem.null.T
+    off = torch.eye(problem.width, dtype=torch.float64) - null @ null.T
+    values, vectors = torch.linalg.eigh(off @ problem.retain.gram @ off)
+    values = values.clamp(min=0)
+    keep = values.cumsum(0) > energy * values.sum()
+    return torch.cat([null, vectors[:, keep]], dim=1)

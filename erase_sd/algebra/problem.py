@@ -1,0 +1,93 @@
+"""Problem: all that a closed-form method may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from erase_sd.algebra.moments import SecondMoment, orthonormal
+
+
+class NothingLeft(ValueError):
+    """Everything that was to be forgotten lies inside what is protected."""
+
+
+def _none(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What to forget and what to keep, as numbers; rows are features of width `d`.
+
+    Attributes:
+        forget: Moment of the forget prompts' token states.
+        retain: Moment of the states to keep.
+        null: `(m, d)` states of the empty prompt, BOS included.
+        concepts: `(c, d)` last-subject state of each forget prompt.
+        anchors: `(c, d)` where methods with targets move each concept.
+        kept: `(p, d)` last-subject state of each listed retain prompt.
+        named: `(n, d)` all states of the prompts a user named to keep.
+        weight_gram: `(d, d)` sum of `Wᵀ W` over the weights to be edited; zeros if not gathered.
+    """
+
+    forget: SecondMoment
+    retain: SecondMoment
+    null: Tensor = field(default_factory=lambda: _none(0, 0))
+    concepts: Tensor = field(default_factory=lambda: _none(0, 0))
+    anchors: Tensor = field(default_factory=lambda: _none(0, 0))
+    kept: Tensor = field(default_factory=lambda: _none(0, 0))
+    named: Tensor = field(default_factory=lambda: _none(0, 0))
+    weight_gram: Tensor = field(default_factory=lambda: _none(0, 0))
+
+    def __post_init__(self) -> None:
+        if self.forget.count <= 0 or float(self.forget.gram.trace()) <= 0:
+            raise ValueError("there is nothing to forget: the forget features are empty or zero")
+        if self.retain.width != self.width:
+            raise ValueError(f"expected retain features of width {self.width}, got {self.retain.width}")
+        for name in ("null", "concepts", "anchors", "kept", "named", "weight_gram"):
+            value = getattr(self, name).to(torch.float64)
+            object.__setattr__(self, name, value if value.numel() else _none(0, self.width))
+
+    @property
+    def width(self) -> int:
+        """Feature dimension `d`."""
+        return self.forget.width
+
+
+NAMED_ENERGY = 1e-4  # share of the named prompts' squared norm that may be given up
+NAMED_ROOM = 0.5  # share of the free directions that they may take
+
+
+def complement(rows: Tensor, width: int, *, energy: float = 1e-10) -> Tensor:
+    """Orthonormal basis `(d, d − q)` of what is orthogonal to `rows`, `(m, d)`.
+
+    Raises:
+        ValueError: If the rows fill the space.
+    """
+    if not len(rows):
+        return torch.eye(width, dtype=torch.float64)
+    basis = orthonormal(rows, energy=energy)
+    if basis.shape[1] >= width:
+        raise ValueError("the protected states fill the whole feature space: nothing can be erased")
+    full, _ = torch.linalg.qr(basis, mode="complete")
+    return full[:, basis.shape[1] :]
+
+
+def unprotected(problem: Problem) -> Tensor:
+    """Orthonormal basis `(d, m)` of the directions an edit may read.
+
+    Orthogonal to it lie the empty prompt's states and, to all but a ten-thousandth of their energy,
+    the states of the prompts a user named to keep. Long lists take at most half of the room: then
+    their strongest directions are kept, and the certificate says which prompt moves how far.
+    """
+    free = complement(problem.null, problem.width)
+    if not len(problem.named):
+        return free
+    inside = problem.named @ free
+    basis = orthonormal(inside, energy=NAMED_ENERGY)
+    basis = basis[:, -max(1, int(NAMED_ROOM * free.shape[1])) :]  # ascending: the strongest are last
+    full, _ = torch.linalg.qr(basis, mode="complete")
+    return free @ full[:, basis.shape[1] :]

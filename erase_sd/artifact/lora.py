@@ -1,0 +1,102 @@
+"""Exact LoRA exports under the key names that PEFT (diffusers) and kohya (A1111, ComfyUI) read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from erase_sd.artifact.base import check_base
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.models.files import atomic_path
+from erase_sd.models.ldm_names import to_ldm
+
+LoraStyle = Literal["peft", "kohya"]
+LORA_STYLES: tuple[LoraStyle, ...] = ("peft", "kohya")
+
+
+def lora_tensors(
+    erasure: Erasure,
+    weights: Mapping[str, Tensor],
+    *,
+    style: LoraStyle = "peft",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """LoRA tensors with `W + up down` the edited weight for each `W`; one rank, alpha = rank.
+
+    Args:
+        erasure: What to export.
+        weights: Base tensors by diffusers name, e.g. `down_blocks.0….attn2.to_k.weight`; not checked.
+        style: Key names: "peft" for diffusers, "kohya" for A1111, Forge and ComfyUI.
+        dtype: dtype of the factors.
+
+    Raises:
+        ValueError: On an unknown style, or one that has no names for this architecture.
+    """
+    if style not in LORA_STYLES:
+        raise ValueError(f"expected a LoRA style of {', '.join(LORA_STYLES)}; got {style!r}")
+    model, rank = erasure.model, erasure.rank
+    if model.denoiser != "unet" and style == "kohya":
+        raise ValueError(f"kohya has no common key names for {model.name}; export --style peft")
+    tensors: dict[str, Tensor] = {}
+    for site in erasure.editable(weights):
+        down, up = erasure.edit_of(site).factors(weights[site.name])
+        # One rank a file: readers take the first module's for all of them.
+        spare = rank - len(down)
+        down = F.pad(down, (0, 0, 0, spare)).to(dtype).contiguous()
+        up = F.pad(up, (0, spare)).to(dtype).contiguous()
+        if not bool(torch.isfinite(up).all() and torch.isfinite(down).all()):
+            raise ValueError(f"the factors of {site.name} are not finite in {dtype}; export float32")
+        if style == "peft":
+            tensors[f"{model.denoiser}.{site.module}.lora_A.weight"] = down
+            tensors[f"{model.denoiser}.{site.module}.lora_B.weight"] = up
+        else:
+            # kohya trains SD 1 and 2 under diffusers' names, SDXL under those of the original code.
+            module = to_ldm(site.module) if model.name == "sdxl" else site.module
+            key = "lora_unet_" + module.replace(".", "_")
+            tensors[f"{key}.lora_down.weight"] = down
+            tensors[f"{key}.lora_up.weight"] = up
+            tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
+    # Each tensor owns its memory: the down factor may be the same for every site.
+    return {k: v.clone() for k, v in tensors.items()}
+
+
+def save_lora(
+    erasure: Erasure,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    style: LoraStyle = "peft",
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
+) -> Path:
+    """Write a LoRA file atomically; its weight in a host is the scale of the erasure.
+
+    Args:
+        erasure: What to export.
+        weights: The base tensors it was made for.
+        path: File to write.
+        style: Key names, see `lora_tensors`.
+        dtype: dtype of the factors.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        WrongBase: If the weights are not those it was made for.
+        FileExistsError: If the file exists and `force` is off.
+    """
+    check_base(erasure.base, weights)
+    path = Path(path)
+    tensors = lora_tensors(erasure, weights, style=style, dtype=dtype)
+    metadata = {"format": "pt", "erase_sd": json.dumps(erasure.describe(), ensure_ascii=False)}
+    if style == "kohya":
+        rank = str(erasure.rank)
+        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    with atomic_path(path, force=force) as draft:
+        save_file(tensors, draft, metadata=metadata)
+    return path

@@ -1,0 +1,230 @@
+"""From prompts to an erasure: choose settings, gather moments, solve, measure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from erase_sd.algebra import options as opt
+from erase_sd.algebra.certificate import certify, certify_weights
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.methods import DEFAULT, Method, get_method
+from erase_sd.algebra.problem import Problem
+from erase_sd.algebra.robust import harden
+from erase_sd.artifact.base import weight_gram, weight_streams
+from erase_sd.artifact.erasure import ErasedConcept, Erasure
+from erase_sd.fit.task import NEAR, Task, is_style
+from erase_sd.models.architectures import POOLED, TOKENS, Stream
+from erase_sd.prompts import clean
+from erase_sd.text.background import background, meanings
+from erase_sd.text.encoder import TextEncoder
+
+CONTRADICTED = 0.01  # drift above which a prompt that was named to be kept is said not to be
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a concept is erased; None takes the method's own.
+
+    Attributes:
+        method: Name in `erase_sd.algebra.methods.METHODS`.
+        toward: Where methods with a target move the concept.
+        tokens: Token rule of the forget features.
+        strength: 1 is the method's own edit; 0 changes nothing.
+        contexts: Sentences that short forget prompts are put in.
+        near: Cosine above which a background prompt is left out of the retain moment.
+        robust: Also erase the vocabulary's synonyms of the concept, and the embeddings that would revive
+            it (see `erase_sd.algebra.robust.harden`).
+        options: The method's own options, by name.
+    """
+
+    method: str = DEFAULT
+    toward: str | None = None
+    tokens: str | None = None
+    strength: float | None = None
+    contexts: tuple[str, ...] | None = None
+    near: float = NEAR
+    robust: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Method:
+        """The method's registry entry."""
+        return get_method(self.method)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings with everything chosen.
+
+    Attributes:
+        spec: The method.
+        strength: How far its edit goes.
+        options: Its options.
+    """
+
+    spec: Method
+    strength: float
+    options: Any
+
+
+def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
+    """Choose what the settings leave open.
+
+    Raises:
+        ValueError: If an option is unknown or out of its range, or does not fit the method.
+    """
+    spec = settings.spec
+    style = is_style(clean(forget))
+    options = spec.make_options(settings.options, style=style)
+    if settings.toward is not None and spec.anchor is None:
+        raise ValueError(f"{spec.name} has no target to move toward; uce, rece and speed have")
+    strength = settings.strength
+    if strength is None:
+        own = spec.style_strength if style and spec.style_strength is not None else spec.strength
+        # A map past the projection can be inverted, so robust erasures do not go there.
+        strength = 1.0 if settings.robust else own
+    if not 0 <= strength <= 10:
+        raise ValueError(f"expected a strength between 0 and 10, got {strength}")
+    if settings.robust and "rank" not in opt.names(spec.options):
+        raise ValueError("--robust needs a method that projects: rayleigh, unlink, unlink-deflated or unlink-oblique")
+    return Resolved(spec, float(strength), options)
+
+
+def fit(
+    encoder: TextEncoder,
+    forget: Sequence[str],
+    *,
+    retain: Sequence[str] = (),
+    name: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    settings: Settings | None = None,
+) -> Erasure:
+    """Make the erasure of one concept.
+
+    Args:
+        encoder: The model's text encoders.
+        forget: One or more prompts that mean the concept.
+        retain: Prompts to keep besides the defaults of the method.
+        name: Name of the concept in the artifact; default: the first forget prompt.
+        weights: Base tensors the edit is for, by name; recorded as hashes.
+        settings: How; default: the default method as it is.
+
+    Returns:
+        An `Erasure` of one concept, with its certificate.
+
+    Raises:
+        ValueError: On any unusable input; the message says what to change.
+    """
+    settings = settings or Settings()
+    chosen = resolve(settings, forget)
+    task = make_task(encoder, forget, retain, settings)
+    edited = (
+        {s.name: weights[s.name] for s in encoder.architecture.sites(weights, kinds=chosen.spec.kinds)}
+        if weights
+        else {}
+    )
+    concept = solve(task, chosen, edited, robust=settings.robust)
+    erasure = Erasure(
+        (replace(concept, name=name or task.forget[0]),),
+        encoder.architecture.name,
+        kinds=chosen.spec.kinds,
+        text_encoder=encoder.fingerprint,
+    )
+    return erasure.bound_to(edited) if edited else erasure
+
+
+def make_task(encoder: TextEncoder, forget: Sequence[str], retain: Sequence[str], settings: Settings) -> Task:
+    """The prompts of a concept, checked; with `robust`, also the vocabulary's synonyms.
+
+    Raises:
+        ValueError: If there is nothing to forget, or a prompt is both to forget and to retain.
+    """
+    spec = settings.spec
+    task = Task(
+        encoder,
+        tuple(forget),
+        tuple(retain),
+        retain_source=spec.retain,
+        tokens=settings.tokens or spec.tokens,
+        contexts=tuple(settings.contexts or spec.contexts),
+        anchor=spec.anchor if settings.toward is None else settings.toward,
+        near=settings.near,
+    )
+    if not settings.robust:
+        return task
+    kept = {p.lower() for p in task.retain}
+    same = background(encoder).synonyms(meanings(encoder, list(task.forget)), settings.near)
+    return replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
+
+
+def solve(
+    task: Task, chosen: Resolved, weights: Mapping[str, Tensor], *, robust: bool = False
+) -> ErasedConcept:
+    """Solve every text stream, then every left side, and certify.
+
+    Args:
+        task: What to forget and to keep.
+        chosen: How.
+        weights: Base tensors to edit, by name; may be empty for methods that read none.
+        robust: Whether to harden the edit.
+    """
+    right: dict[Stream, LowRankEdit] = {}
+    left: dict[str, LowRankEdit] = {}
+    certificates: dict[str, dict[str, Any]] = {}
+    encoder = task.encoder
+    for stream, own in weight_streams(encoder.architecture, weights, encoder.widths).items():
+        gram = functools.cache(functools.partial(weight_gram, own.values(), encoder.widths[stream]))
+        reads = own and (robust or chosen.spec.weights == "gram")
+        problem = task.problem(stream, gram() if reads else None)
+        edit, history = _right(problem, chosen, stream, robust)
+        right[stream] = edit.rounded()
+        about = certify(right[stream], problem, ordinary=task.ordinary[stream])
+        if own:
+            about |= certify_weights(right[stream], problem, gram)
+        about |= {"revivable_by_round": [round(v, 4) for v in history]} if history else {}
+        if stream == TOKENS and task.named:
+            drifts = task.drifts(right[stream])
+            about["retain_contradicts"] = {p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED}
+        certificates[stream] = about
+    return ErasedConcept(
+        name=task.forget[0],
+        right=right,
+        left=left,
+        forget=task.forget,
+        retain=task.retain,
+        method=chosen.spec.name,
+        tokens=task.tokens,
+        contexts=task.contexts,
+        strength=chosen.strength,
+        options=_used(chosen.options, right[TOKENS]) | ({"robust": True} if robust else {}),
+        certificate=certificates.pop(TOKENS, {}) | certificates,
+    )
+
+
+def _right(
+    problem: Problem, chosen: Resolved, stream: Stream, robust: bool
+) -> tuple[LowRankEdit, list[float]]:
+    """The edit of one stream's features, and what `harden` saw on its way."""
+    options = chosen.options
+    if stream == POOLED and getattr(options, "rank", None):  # one vector a prompt may span fewer directions
+        options = replace(options, rank=min(options.rank, int(problem.forget.count)))
+    if not robust:
+        return chosen.spec.solve(problem, options), []
+
+    def again(p: Problem, rank: int | None = None) -> LowRankEdit:
+        return chosen.spec.solve(p, options if rank is None else replace(options, rank=rank))
+
+    return harden(problem, again)
+
+
+def _used(options: Any, edit: LowRankEdit) -> dict[str, Any]:
+    """The options as they were used: what was left to be chosen, as it was chosen."""
+    used = opt.described(options)
+    if "rank" in used and used["rank"] is None:
+        used["rank"] = edit.rank
+    return used

@@ -1,0 +1,176 @@
+"""What to forget and what to keep, as prompts, and the problem that methods solve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment
+from erase_sd.algebra.problem import Problem
+from erase_sd.models.architectures import POOLED, TOKENS, Stream
+from erase_sd.prompts import clean, neutral
+from erase_sd.text.background import RULE, background, meanings
+from erase_sd.text.encoder import TextEncoder
+from erase_sd.text.tokens import PromptStates
+
+NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
+
+# How much a user's retain prompts weigh beside the background: enough that thousands of words do not drown
+# them, too little to crowd out the concept's own directions when many concepts go.
+OWN = 0.1
+
+# "by someone", "in the style of something" say how a thing is drawn.
+_MANNER = ("by ", "in the style of ")
+
+_THINGS = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", "a chair {}", "a flower {}")
+
+
+def is_style(forget: Sequence[str]) -> bool:
+    """Whether the prompts name a manner of drawing: one of them begins with "by" or "in the style of"."""
+    return any(p.lower().startswith(_MANNER) for p in forget)
+
+
+def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
+    """Each short prompt in every context; those of over three words are sentences and stay alone.
+
+    A style stands behind things instead ("a house by someone"): what it does to them is what must go.
+    """
+    if len(contexts) > 1 and is_style(prompts):
+        return clean(c.format(p) if len(p.split()) <= 8 else p for p in prompts for c in _THINGS)
+    return clean(c.format(p) if len(p.split()) <= 3 else p for p in prompts for c in contexts)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to forget and keep, checked; from it comes one `Problem` for every stream.
+
+    Attributes:
+        encoder: The model's text encoders.
+        forget: Prompts to forget.
+        retain: Prompts to keep.
+        retain_source: "none", "listed" (neutral templates and `retain`) or "background" (those and
+            the encoder's vocabulary, less what is near the forget prompts).
+        tokens: Token rule of the forget rows.
+        contexts: Sentences that each short forget prompt is put in to make the forget rows.
+        anchor: Target prompt of methods that have one; "" is the empty prompt.
+        near: Cosine above which a background prompt is left out.
+    """
+
+    encoder: TextEncoder
+    forget: tuple[str, ...]
+    retain: tuple[str, ...] = ()
+    retain_source: Literal["none", "listed", "background"] = "background"
+    tokens: str = "all-but-bos"
+    contexts: tuple[str, ...] = ("{}",)
+    anchor: str | None = None
+    near: float = NEAR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forget", tuple(clean(self.forget)))
+        object.__setattr__(self, "retain", tuple(clean(self.retain)))
+        if not self.forget:
+            raise ValueError("the forget prompts are empty; write at least one word")
+        if self.retain and self.retain_source == "none":
+            raise ValueError("this method protects nothing, so it has no use for retain prompts; use another --method")
+        both = sorted({p.lower() for p in self.forget} & {p.lower() for p in self.retain})
+        if both:
+            raise ValueError(f"asked both to forget and to retain {both[0]!r}; take it out of one list")
+
+    @property
+    def retain_prompts(self) -> list[str]:
+        """Retain prompts by name: the user's, and neutral nouns unless one of them is to go."""
+        if self.retain_source == "none":
+            return list(self.retain)
+        # "a photo of a bird" does not protect when birds are to go.
+        words = {w for p in self.forget for w in p.lower().split()}
+        return clean([*self.retain, *(p for p in neutral() if p.lower().split()[-1] not in words)])
+
+    @cached_property
+    def ordinary(self) -> dict[Stream, SecondMoment]:
+        """Each stream's background, less what is near the forget prompts."""
+        everything = background(self.encoder)
+        return everything.without(self.encoder, everything.near(meanings(self.encoder, list(self.forget)), self.near))
+
+    @cached_property
+    def retain_moments(self) -> dict[Stream, SecondMoment]:
+        """Each stream's retain moment, as the method's source has it."""
+        if self.retain_source == "listed":
+            return self.encoder.moments(self.retain_prompts, self.tokens, progress="retain prompts")
+        if self.retain_source == "none":
+            return {stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()}
+        kept = dict(self.ordinary)
+        if self.retain:
+            own = self.encoder.moments(list(self.retain), RULE, progress="retain prompts")
+            kept = {stream: moment + own[stream].weighing(OWN * moment.count) for stream, moment in kept.items()}
+        return kept
+
+    @cached_property
+    def forget_moments(self) -> dict[Stream, SecondMoment]:
+        """Each stream's forget moment."""
+        prompts = in_contexts(self.forget, self.contexts)
+        return self.encoder.moments(prompts, self.tokens, progress="forget prompts")
+
+    @cached_property
+    def forget_subjects(self) -> dict[Stream, Tensor]:
+        """Last subject state of each forget prompt."""
+        return self.encoder.subjects(self.forget)
+
+    @cached_property
+    def retain_subjects(self) -> dict[Stream, Tensor]:
+        """The same of the retain prompts that are looked at one by one."""
+        # A background has the neutral nouns in it; what the user names is looked at prompt by prompt.
+        return self.encoder.subjects(self.retain if self.retain_source == "background" else self.retain_prompts)
+
+    @cached_property
+    def named(self) -> list[PromptStates]:
+        """The states of the prompts that the user named to keep."""
+        return list(self.encoder.stream(self.retain)) if self.retain else []
+
+    @cached_property
+    def null(self) -> PromptStates:
+        """The empty prompt's states."""
+        return self.encoder.encode([""])
+
+    def drifts(self, edit: LowRankEdit, stream: Stream = TOKENS) -> dict[str, float]:
+        """How far an edit moves the states of each prompt that the user named, relative to their norm."""
+        found: dict[str, float] = {}
+        for states in self.named:
+            for i, prompt in enumerate(states.prompts):
+                rows = states.one(i).rows(RULE, stream).double()
+                moved = float((edit.apply_to_features(rows) - rows).norm())
+                found[prompt] = moved / max(float(rows.norm()), 1e-300)
+        return found
+
+    def problem(self, stream: Stream = TOKENS, gram: Tensor | None = None) -> Problem:
+        """All that a method may see of one stream.
+
+        Args:
+            stream: "tokens" or "pooled".
+            gram: `Σ WᵀW` of the weights that read it.
+        """
+        return Problem(
+            forget=self.forget_moments[stream],
+            retain=self.retain_moments[stream],
+            null=self.null.rows("all", stream),
+            concepts=self.forget_subjects[stream],
+            anchors=self._anchors(stream),
+            kept=self.retain_subjects[stream],
+            named=torch.cat([s.rows(RULE, stream) for s in self.named]) if self.named else torch.zeros(0, 0),
+            weight_gram=gram if gram is not None else torch.zeros(0, 0),
+        )
+
+    def _anchors(self, stream: Stream) -> Tensor:
+        if self.anchor is None:
+            return torch.zeros(0, self.encoder.widths[stream])
+        # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject token.
+        if self.anchor.strip() or stream == POOLED:
+            target = self.encoder.subjects([self.anchor])[stream]
+        else:
+            target = self.null.states[0, :1].double()
+        return target.repeat(len(self.forget_subjects[stream]) // len(target), 1)

@@ -1,0 +1,235 @@
+"""Checkpoints without a pipeline: read the tensors an edit touches, write a copy with those replaced.
+
+A diffusers folder (also sharded, also a variant) and a single file in the original layout are one
+thing: some files, and for every tensor to edit, which of them holds it under which name. The
+denoiser is never built.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erase_sd.models.architectures import Architecture, Kinds, Site, identify
+from erase_sd.models.files import (
+    ERASURE,
+    PROVENANCE,
+    atomic_path,
+    fast_copy,
+    make_readable,
+    overwrite_tensors,
+    read_tensors,
+    tensor_names,
+)
+
+LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
+
+# Files that may hold the denoiser's weights once more.
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".gguf")
+
+
+@dataclass(frozen=True)
+class Checkpoint(abc.ABC):
+    """A model on disk.
+
+    Attributes:
+        path: Folder or file.
+        architecture: What it is.
+        where: For each tensor that reads text, by its diffusers name, the file and the name in it.
+    """
+
+    path: Path
+    architecture: Architecture
+    where: Mapping[str, tuple[Path, str]]
+
+    def sites(self, *, kinds: Kinds = "kv") -> list[Site]:
+        """The tensors an edit goes to."""
+        return self.architecture.sites(self.where, kinds=kinds)
+
+    def weights(self, *, kinds: Kinds = "kv") -> dict[str, Tensor]:
+        """Those tensors, by diffusers name, in the file's dtype."""
+        return self._read([site.name for site in self.sites(kinds=kinds)])
+
+    def _read(self, names: list[str]) -> dict[str, Tensor]:
+        by_file: dict[Path, dict[str, str]] = {}
+        for name in names:
+            file, stored = self.where[name]
+            by_file.setdefault(file, {})[stored] = name
+        found: dict[str, Tensor] = {}
+        for file, own in by_file.items():
+            found |= {own[k]: v for k, v in read_tensors(file, own).items()}
+        return found
+
+    def _overwrite(self, changed: Mapping[str, Tensor], copies: Mapping[Path, Path]) -> None:
+        """Write changed tensors into copies of the files that hold them."""
+        for file, copy in copies.items():
+            here = {stored: changed[n] for n, (f, stored) in self.where.items() if f == file and n in changed}
+            if here:
+                overwrite_tensors(copy, here)
+
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Bytes a copy takes."""
+
+    @abc.abstractmethod
+    def write(
+        self,
+        out: Path,
+        changed: Mapping[str, Tensor],
+        files: Mapping[str, bytes],
+        *,
+        force: bool = False,
+    ) -> None:
+        """Write a copy with some tensors replaced, and small files that belong to it; whole or not at all.
+
+        Args:
+            out: Folder or file to create.
+            changed: New tensors by diffusers name, in the dtype of the old.
+            files: Small files by name: inside a folder, named after a single file and beside it.
+            force: Whether an existing output of this tool may be replaced.
+        """
+
+    @abc.abstractmethod
+    def strays(self) -> list[str]:
+        """Names of other weights in it that may still hold what was erased."""
+
+    @staticmethod
+    def beside(path: Path, name: str) -> Path:
+        """Where a small file of an erased checkpoint lies: inside a folder, beside a single file."""
+        return path / name if path.is_dir() else path.with_name(f"{path.stem}.{name}")
+
+    @classmethod
+    def erasure_file(cls, path: Path) -> Path:
+        """Where the erasure of an erased checkpoint lies."""
+        return cls.beside(path, ERASURE)
+
+
+def undo_file(path: Path) -> Path:
+    """Where the original tensors of an erased checkpoint are kept on request: beside it, not in it."""
+    return path.with_name((path.name if path.suffix != ".safetensors" else path.stem) + ".undo.safetensors")
+
+
+@dataclass(frozen=True)
+class DiffusersFolder(Checkpoint):
+    """A diffusers checkpoint: `model_index.json` and a folder for each component.
+
+    Attributes:
+        variant: "" or a variant such as "fp16".
+    """
+
+    variant: str = ""
+
+    @classmethod
+    def open(cls, path: str | Path, *, variant: str = "") -> DiffusersFolder:
+        """Look at a folder without loading a tensor.
+
+        Raises:
+            ValueError: If it is no diffusers checkpoint, or one we do not know.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise ValueError(f"no such model: {path}")
+        if not (path / "model_index.json").is_file():
+            raise ValueError(f"{path} is not a diffusers checkpoint: it has no model_index.json")
+        name = "unet" if (path / "unet").is_dir() or not (path / "transformer").is_dir() else "transformer"
+        config = path / name / "config.json"
+        settings = _json(config)
+        architecture = identify(settings)
+        files = _denoiser_files(config.parent, variant)
+        names = {stored: file for file in files for stored in tensor_names(file)}
+        where = {n: (f, n) for n, f in names.items() if architecture.site(n)}
+        return cls(path, architecture, where, variant)
+
+    @property
+    def denoiser_files(self) -> list[Path]:
+        """The safetensors files of the denoiser: one, or its shards."""
+        return _denoiser_files(self.path / self.architecture.denoiser, self.variant)
+
+    def size(self) -> int:
+        """Bytes a copy takes."""
+        return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+
+    def strays(self) -> list[str]:
+        """Other weight files beside the denoiser's."""
+        own = {*self.denoiser_files, self.path / ERASURE}
+        places = (self.denoiser_files[0].parent, self.path)
+        found = [p for place in places for p in place.iterdir() if p not in own]
+        return [str(p.relative_to(self.path)) for p in found if p.name.endswith(WEIGHTS)]
+
+    def write(
+        self,
+        out: Path,
+        changed: Mapping[str, Tensor],
+        files: Mapping[str, bytes],
+        *,
+        force: bool = False,
+    ) -> None:
+        """Write a copy of the folder with some tensors replaced; whole or not at all.
+
+        What did not change is copied byte for byte: a text encoder re-saved by another version of
+        transformers may not load elsewhere. Other copies of the denoiser's weights (variants, pickles,
+        single files) are left behind, since they would still hold the concept.
+        """
+        keep = {f.name for f in self.denoiser_files}
+        denoiser = self.path / self.architecture.denoiser
+
+        def leave(folder: str, names: list[str]) -> set[str]:
+            here = Path(folder)
+            gone = {n for n in names if n == ".git" or n in LEFT_BEHIND}
+            if here == self.path:
+                gone |= {n for n in names if n.endswith(WEIGHTS) and not (here / n).is_dir()}
+            elif here == denoiser:
+                index = _index_name(self.variant)
+                gone |= {n for n in names if n.endswith(WEIGHTS) and n not in keep}
+                gone |= {n for n in names if n.endswith(".index.json") and (n != index or len(keep) == 1)}
+            return gone
+
+        with atomic_path(out, force=force) as draft:
+            shutil.copytree(self.path, draft, symlinks=False, ignore=leave, copy_function=fast_copy)
+            make_readable(draft)  # a read-only base gives read-only copies
+            self._overwrite(changed, {f: draft / f.relative_to(self.path) for f in self.denoiser_files})
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a model's configuration")
+    return value
+
+
+def _index_name(variant: str) -> str:
+    return f"diffusion_pytorch_model.safetensors.index{'.' + variant if variant else ''}.json"
+
+
+def _denoiser_files(folder: Path, variant: str) -> list[Path]:
+    """The denoiser's one file, or the shards that its index names."""
+    middle = f".{variant}" if variant else ""
+    file = folder / f"diffusion_pytorch_model{middle}.safetensors"
+    if file.is_file():
+        return [file]
+    index = folder / _index_name(variant)
+    if not index.is_file():
+        have = ", ".join(sorted(p.name for p in folder.glob("*model*"))) or "nothing"
+        raise ValueError(f"{folder} holds {have}; expected {file.name} (safetensors only)")
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index} has no weight_map")
+    names = sorted({str(s) for s in shards.values()})
+    for name in names:
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}: shards are .safetensors files of the same folder")
+        if not (folder / name).is_file():
+            raise ValueError(f"{index} names {name}, which is missing: the download is incomplete")
+    return [folder / name for name in names]

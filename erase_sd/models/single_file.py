@@ -1,0 +1,84 @@
+"""One `.safetensors` in the original layout, as A1111 and ComfyUI keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from erase_sd.models import ldm_names
+from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.files import atomic_path, check_target, fast_copy, make_readable, tensor_names
+
+TOKENIZER = "openai/clip-vit-large-patch14"  # single files hold no tokenizer; this is theirs
+
+
+@dataclass(frozen=True)
+class SingleFile(Checkpoint):
+    """One `.safetensors` in the original layout, as A1111 and ComfyUI keep them.
+
+    Attributes:
+        kind: "sd1", "sd2" or "sdxl".
+        tokenizer: Folder or Hub id of its tokenizer, which the file does not hold.
+    """
+
+    kind: str = "sd1"
+    tokenizer: str = TOKENIZER
+
+    @classmethod
+    def open(cls, path: str | Path, *, tokenizer: str = TOKENIZER) -> SingleFile:
+        """Look at a file without loading a tensor.
+
+        Raises:
+            ValueError: If it is damaged or no checkpoint we know.
+        """
+        path = Path(path)
+        names = tensor_names(path)
+        try:
+            kind = ldm_names.layout(names)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        architecture = ldm_names.architecture_of(kind)
+        where = {}
+        for stored in names:
+            name = ldm_names.from_ldm(stored)
+            if name and architecture.site(name):
+                where[name] = (path, stored)
+        return cls(path, architecture, where, kind, tokenizer)
+
+    def size(self) -> int:
+        """Bytes a copy takes."""
+        return self.path.stat().st_size
+
+    def strays(self) -> list[str]:
+        """Tensors of an averaged copy of the weights."""
+        return [n for n in tensor_names(self.path) if ldm_names.is_averaged(n)]
+
+    def write(
+        self,
+        out: Path,
+        changed: Mapping[str, Tensor],
+        files: Mapping[str, bytes],
+        *,
+        force: bool = False,
+    ) -> None:
+        """Copy the file, overwrite the changed tensors where they lie, and put small files beside it.
+
+        Header, names, order and every other byte stay.
+        """
+        check_target(out, force=force)
+        if files and self.strays():
+            raise ValueError(
+                f"{self.path} also holds an averaged copy of the weights ({ldm_names.EMA}*), which would keep the "
+                "concept; take a pruned checkpoint without it, or drop these tensors first"
+            )
+        with atomic_path(out, force=force) as draft:
+            fast_copy(self.path, draft)
+            make_readable(draft)
+            self._overwrite(changed, {self.path: draft})
+            # Beside it first: the checkpoint appears last, with everything about it in place.
+            for name, content in files.items():
+                with atomic_path(self.beside(out, name), force=force) as small:
+                    small.write_bytes(content)

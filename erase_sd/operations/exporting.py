@@ -1,0 +1,75 @@
+"""An erasure as a LoRA that other tools load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.lora import LoraStyle, save_lora
+from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.operations.common import Run, load_erasure, open_model
+from erase_sd.pipelines.loading import EMBEDDED
+
+Dtype = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        out: The file.
+        style: Its key names.
+        rank: Its rank.
+        size: Its bytes.
+    """
+
+    out: Path
+    style: LoraStyle
+    rank: int
+    size: int
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"out": str(self.out), "bytes": self.size, "rank": self.rank, "style": self.style}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [f"wrote {self.out}: {self.style} LoRA, rank {self.rank}, {self.size / 1000:.0f} kB"]
+
+
+def export(
+    erasure: Erasure | str | Path,
+    out: str | Path,
+    *,
+    model: str | Path | Checkpoint = EMBEDDED,
+    style: LoraStyle = "peft",
+    dtype: Dtype = "float32",
+    run: Run | None = None,
+) -> Exported:
+    """Write an exact LoRA whose weight is the scale of the erasure: 0 the original, 1 erased.
+
+    Args:
+        erasure: An erasure, or a file or erased checkpoint that holds one.
+        out: File to write.
+        model: Its base model, from whose weights the factors are made.
+        style: "peft" for diffusers, "kohya" for A1111, Forge and ComfyUI.
+        dtype: dtype of the factors.
+        run: How to run.
+
+    Raises:
+        WrongBase: If the model is not its base.
+        ValueError: On an unknown style or dtype.
+        FileExistsError: If `out` exists.
+    """
+    run = run or Run()
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"expected a dtype of float32 or float16, got {dtype!r}")
+    total = load_erasure(erasure)
+    weights = open_model(model, run.source).weights(kinds=total.kinds)
+    path = save_lora(total, weights, out, style=style, dtype=getattr(torch, dtype), force=run.force)
+    return Exported(path, style, total.rank, path.stat().st_size)

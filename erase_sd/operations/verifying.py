@@ -1,0 +1,165 @@
+"""Is this what it says it is? Every claim of an erasure or an erased checkpoint, checked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erase_sd.algebra.certificate import energy_share
+from erase_sd.artifact.base import WrongBase
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.report import printable
+from erase_sd.fit.task import in_contexts
+from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
+from erase_sd.models.files import PROVENANCE
+from erase_sd.models.opening import open_checkpoint
+from erase_sd.operations.common import Run, open_model
+from erase_sd.pipelines.loading import EMBEDDED
+from erase_sd.text.encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim, and whether it holds.
+
+    Attributes:
+        name: What is claimed.
+        passed: Whether it holds.
+        why: What is wrong, if it does not.
+    """
+
+    name: str
+    passed: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found.
+
+    Attributes:
+        concepts: Names of the erased concepts.
+        checks: Every claim.
+    """
+
+    concepts: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds."""
+        return all(c.passed for c in self.checks)
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        why = {c.name: c.why for c in self.checks if c.why}
+        return {
+            "concepts": list(self.concepts),
+            **{c.name: c.passed for c in self.checks},
+            **({"why": why} if why else {}),
+            "passed": self.passed,
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        rows = [("concepts", ", ".join(printable(c) for c in self.concepts))]
+        rows += [(c.name, "ok" if c.passed else f"FAILED{': ' if c.why else ''}{c.why}") for c in self.checks]
+        return [f"{name:<22}{value}" for name, value in rows]
+
+
+def verify(path: str | Path, base: str | Path | Checkpoint = EMBEDDED, *, run: Run | None = None) -> Verified:
+    """Check an erasure file against its base, or an erased checkpoint against both.
+
+    Args:
+        path: Erasure file or erased checkpoint.
+        base: The model it was made from.
+        run: How the models are read.
+
+    Raises:
+        ValueError: If the path holds no erasure, or a file is damaged.
+    """
+    run, path = run or Run(), Path(path)
+    own = Checkpoint.erasure_file(path)
+    erased = None
+    if path.is_dir() or own.is_file():
+        erased = open_checkpoint(path, variant=run.source.variant)
+        if not own.is_file():
+            raise ValueError(f"{path} carries no {own.name}: it was not erased by this tool")
+    erasure = Erasure.load(own if erased else path)
+    model = open_model(base, run.source)
+    weights = model.weights(kinds=erasure.kinds)
+    checks = [_base(erasure, weights)]
+    encoder = TextEncoder.from_checkpoint(model, device=run.device)
+    same = encoder.fingerprint == erasure.text_encoder
+    checks.append(Check("text encoder", same, "" if same else "it is another than the erasure was made for"))
+    if same:
+        checks.append(_fades(erasure, encoder))
+    if erased:
+        checks += _checkpoint(erased, erasure, weights, checks[0].passed)
+    return Verified(erasure.names, tuple(checks))
+
+
+def _base(erasure: Erasure, weights: Mapping[str, Tensor]) -> Check:
+    try:
+        erasure.check_base(weights)
+    except WrongBase as error:
+        return Check("base weights", False, str(error))
+    return Check("base weights", True)
+
+
+def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
+    """Recompute each concept's forget residual and compare it with the stored certificate."""
+    for concept in erasure.concepts:
+        stored = concept.certificate.get("forget_residual")
+        if stored is None:
+            continue
+        moment = encoder.moment(in_contexts(concept.forget, concept.contexts), concept.tokens)
+        now = energy_share(moment.gram, concept.edit.matrix)
+        if abs(now - stored) > 1e-3:
+            return Check("forget prompts fade", False, f"{printable(concept.name)}: {now:.1%} is left, not {stored:.1%}")
+    return Check("forget prompts fade", True)
+
+
+def _checkpoint(
+    erased: Checkpoint, erasure: Erasure, weights: Mapping[str, Tensor], base_holds: bool
+) -> list[Check]:
+    wrong = _differs(erased, erasure, weights) if base_holds else "the base is another"
+    strays = erased.strays()
+    checks = [
+        Check("erased weights", not wrong, wrong),
+        Check("no other weights", not strays, f"{len(strays)} may still hold it, e.g. {strays[0]}" if strays else ""),
+    ]
+    if isinstance(erased, DiffusersFolder):
+        told = _told(erased.path, erasure)
+        checks.append(Check(PROVENANCE, told, "" if told else "it does not say what the erasure file says"))
+    return checks
+
+
+def _differs(checkpoint: Checkpoint, erasure: Erasure, weights: Mapping[str, Tensor]) -> str:
+    """What of the checkpoint's weights is not the base's, edited; "" if all is.
+
+    To a few units in the last place, since another machine may sum in another order.
+    """
+    erased = checkpoint.weights(kinds=erasure.kinds)
+    for name, expected in erasure.edit_weights(weights).items():
+        if name not in erased or erased[name].shape != expected.shape:
+            return f"{name} is missing or misshapen"
+        room = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+        if not bool(((erased[name].double() - expected.double()).abs() <= room).all()):
+            return f"{name} is not what the erasure makes of the base"
+    return ""
+
+
+def _told(folder: Path, erasure: Erasure) -> bool:
+    """Whether `erasure.json` says what the erasure file says."""
+    try:
+        about = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(about == json.loads(json.dumps(erasure.describe())))

@@ -1,0 +1,66 @@
+"""Erasing at run time: features edited on their way in, outputs on their way out, no weight touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.two_sided import TwoSidedEdit
+from erase_sd.models.architectures import POOLED, TOKENS, Stream
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureHook:
+    """A forward pre-hook of a denoiser: it sees `T x` instead of each text feature `x`.
+
+    Attributes:
+        edits: `T` of each text stream.
+    """
+
+    edits: Mapping[Stream, LowRankEdit]
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with edited text features."""
+        kwargs = dict(kwargs)
+        tokens = self.edits[TOKENS]
+        if len(args) > 2:  # UNet2DConditionModel's third; pipelines name it
+            args = (*args[:2], tokens.apply_to_features(args[2]), *args[3:])
+        else:
+            kwargs["encoder_hidden_states"] = tokens.apply_to_features(kwargs["encoder_hidden_states"])
+        if POOLED in self.edits:
+            pooled = self.edits[POOLED]
+            added = dict(kwargs.get("added_cond_kwargs") or {})
+            if "text_embeds" in added:
+                kwargs["added_cond_kwargs"] = added | {"text_embeds": pooled.apply_to_features(added["text_embeds"])}
+            else:
+                kwargs["pooled_projections"] = pooled.apply_to_features(kwargs["pooled_projections"])
+        return args, kwargs
+
+
+@dataclass(frozen=True, eq=False)
+class SiteHook:
+    """A forward hook of one linear module: `y + s (L W T x − y)` instead of `y = W x`.
+
+    The module is asked twice, so it may keep its weight in any form (quantised, offloaded).
+
+    Attributes:
+        edit: What happens to the weight.
+    """
+
+    edit: TwoSidedEdit
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """The edited output."""
+        features, width = args[0], self.edit.right.width
+        read = features.clone()
+        read[..., :width] = self.edit.right.apply_to_features(features[..., :width])
+        bias = getattr(module, "bias", None)
+        shift = 0 if bias is None else bias
+        written = self.edit.apply_to_outputs(module.forward(read) - shift) + shift
+        return output + self.edit.scale * (written - output)

@@ -1,0 +1,134 @@
+"""The background moment: what ordinary prompts look like to a text encoder.
+
+An edit that knows nothing but the forget prompts harms everything that shares a direction with them.
+So each encoder's own whole-word vocabulary, in neutral templates, is encoded once, summed into one
+`d × d` matrix and cached. Words too near the forget prompts are taken out again by subtraction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from erase_sd.algebra.moments import SecondMoment
+from erase_sd.models.architectures import Stream
+from erase_sd.models.files import atomic_path
+from erase_sd.text.encoder import TextEncoder
+
+logger = logging.getLogger("erase_sd")
+
+WORDS = 2000
+TEMPLATES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
+RULE = "all-but-bos"
+# Positions that are encoded: a causal encoder's first states do not depend on later ones, and padding
+# resembles padding, so a third of the line tells what the whole would, at a third of the time.
+LENGTH = 24
+FORMAT = "2"  # of the cached file; older ones are made again
+
+
+def cache_folder() -> Path:
+    """`$ERASE_SD_CACHE`, else `erase_sd` in the user's cache directory."""
+    if folder := os.environ.get("ERASE_SD_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erase_sd"
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """Moments of many ordinary prompts, and where each of them points.
+
+    Attributes:
+        moments: For each stream, the sum over all prompts' features (every position but BOS).
+        prompts: The prompts.
+        meanings: `(n, d)` float32, each prompt's pooled vector or EOS state.
+    """
+
+    moments: dict[Stream, SecondMoment]
+    prompts: tuple[str, ...]
+    meanings: Tensor
+
+    def near(self, meanings: Tensor, threshold: float) -> list[int]:
+        """Indices of prompts whose centred meaning has a cosine above `threshold` with any given one.
+
+        Args:
+            meanings: `(c, d)` meanings of the forget prompts.
+            threshold: Cosine, −1 to 1.
+        """
+        centre = self.meanings.mean(0)
+        ours = torch.nn.functional.normalize(self.meanings - centre, dim=1)
+        theirs = torch.nn.functional.normalize(meanings.float() - centre, dim=1)
+        return torch.nonzero((ours @ theirs.T).amax(1) > threshold).flatten().tolist()
+
+    def synonyms(self, meanings: Tensor, threshold: float) -> list[str]:
+        """Bare words of the vocabulary that lie as near the given prompts."""
+        return [self.prompts[i] for i in self.near(meanings, threshold) if " " not in self.prompts[i]]
+
+    def without(self, encoder: TextEncoder, indices: list[int]) -> dict[Stream, SecondMoment]:
+        """The moments less some prompts."""
+        if not indices:
+            return self.moments
+        gone = encoder.moments([self.prompts[i] for i in indices], RULE, length=LENGTH)
+        return {stream: moment - gone[stream] for stream, moment in self.moments.items()}
+
+
+def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
+    """The encoder's most frequent whole words, three letters and more (ids go by frequency)."""
+    vocab = sorted(encoder.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    # CLIP marks the end of a word, T5 its beginning.
+    words = (t.removesuffix("</w>").removeprefix("▁") for t, _ in vocab if t.endswith("</w>") or t.startswith("▁"))
+    return list(dict.fromkeys(w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()))[:limit]
+
+
+def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
+    """`(n, d)`: what the encoder makes of each whole prompt."""
+    return torch.cat([states.meanings for states in encoder.stream(prompts, length=1)])
+
+
+def background(encoder: TextEncoder) -> Background:
+    """The encoder's background, from the cache if it is there; made in seconds to minutes otherwise."""
+    words = vocabulary(encoder)
+    if not words:
+        raise ValueError("this tokenizer's vocabulary has no whole words to make a background of; use another --method")
+    prompts = [TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)]
+    content = hashlib.sha256("\n".join([FORMAT, RULE, str(LENGTH), *prompts]).encode()).hexdigest()
+    path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
+    if path.exists():
+        try:
+            data = load_file(path)
+            moments = {
+                s: SecondMoment(data[f"{s}.gram"], data[f"{s}.total"], float(data[f"{s}.count"]))
+                for s in encoder.widths
+            }
+            whole = all(bool(torch.isfinite(m.gram).all()) and m.width == encoder.widths[s] for s, m in moments.items())
+            if whole and len(data["meanings"]) == len(prompts):
+                return Background(moments, tuple(prompts), data["meanings"])
+            reason = "it holds other data"
+        except (SafetensorError, OSError, KeyError) as error:
+            reason = str(error)
+        logger.warning("the cached background %s is unusable (%s); making it again", path, reason)
+    moments = {stream: SecondMoment.zeros(width) for stream, width in encoder.widths.items()}
+    rows = []
+    for states in encoder.stream(prompts, length=LENGTH, progress="background moment (once per text encoder)"):
+        for stream in moments:
+            moments[stream] = moments[stream] + SecondMoment.of(states.rows(RULE, stream))
+        rows.append(states.meanings)
+    result = Background(moments, tuple(prompts), torch.cat(rows))
+    tensors = {"meanings": result.meanings.contiguous()}
+    for stream, moment in moments.items():
+        tensors |= {f"{stream}.gram": moment.gram, f"{stream}.total": moment.total}
+        tensors[f"{stream}.count"] = torch.tensor(moment.count, dtype=torch.float64)
+    try:
+        with atomic_path(path, force=True) as draft:
+            save_file(tensors, draft, metadata={"prompts": json.dumps(len(prompts))})
+    except OSError as error:
+        logger.warning("cannot cache the background moment (%s); set ERASE_SD_CACHE to a writable folder", error)
+    return result

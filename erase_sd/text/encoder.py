@@ -1,0 +1,180 @@
+"""All text encoders of a model: prompts to feature rows and their moments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from erase_sd.algebra.moments import SecondMoment
+from erase_sd.models.architectures import POOLED, TOKENS, Architecture, Stream, by_name, identify
+from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
+from erase_sd.models.single_file import SingleFile
+from erase_sd.text.fingerprint import fingerprint
+from erase_sd.text.openclip import single_file_towers
+from erase_sd.text.tokens import PromptStates, Segment
+from erase_sd.text.towers import LoadedTower
+
+logger = logging.getLogger("erase_sd")
+
+_BATCH_ELEMENTS = 1 << 18  # token features in one batch
+
+
+class TextEncoder:
+    """All text encoders of a pipeline, as its denoiser sees them.
+
+    Attributes:
+        architecture: Whose text features these are.
+        towers: The encoders.
+        width: Features of a token, `d`.
+        widths: The same for every stream the encoders feed.
+        source: Where it came from, for messages and provenance.
+    """
+
+    def __init__(self, architecture: Architecture, towers: Sequence[LoadedTower], *, source: str = "") -> None:
+        self.architecture = architecture
+        self.towers = list(towers)
+        self.source = source
+        segments: dict[int, int] = {}
+        for tower in self.towers:
+            if tower.spec.segment is not None:
+                segments[tower.spec.segment] = segments.get(tower.spec.segment, 0) + tower.width
+        self.width = max(segments.values())
+        self.widths: dict[Stream, int] = {TOKENS: self.width}
+        if pooled := sum(tower.pooled_width for tower in self.towers):
+            self.widths[POOLED] = pooled
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, architecture: Architecture | None = None, *, variant: str = "", device: str = "cpu"
+    ) -> TextEncoder:
+        """Load only the tokenizers and text encoders of a diffusers folder, in float32.
+
+        Args:
+            folder: With `tokenizer/`, `text_encoder/` and, where the architecture has them, `…_2/`, `…_3/`.
+            architecture: Default: that of Stable Diffusion 1 and 2.
+            variant: Weights variant, such as "fp16".
+            device: Where to run them.
+
+        Raises:
+            ValueError: If they cannot be loaded.
+        """
+        architecture = architecture or by_name("sd")
+        quiet = logging.getLogger("transformers.modeling_utils")
+        level = quiet.level
+        quiet.setLevel(logging.ERROR)
+        try:
+            towers = [LoadedTower.from_folder(Path(folder), t, variant) for t in architecture.towers]
+        except Exception as error:  # the library's errors are of many kinds and many lines
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"cannot load the text encoder of {folder}: {reason}") from error
+        finally:
+            quiet.setLevel(level)
+        for tower in towers:
+            tower.model.to(device)
+        return cls(architecture, towers, source=str(folder))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, *, device: str = "cpu") -> TextEncoder:
+        """Load the text encoders of a checkpoint, and nothing else of it.
+
+        Raises:
+            ValueError: If they cannot be loaded.
+        """
+        if isinstance(checkpoint, SingleFile):
+            return cls(checkpoint.architecture, single_file_towers(checkpoint, device), source=str(checkpoint.path))
+        variant = checkpoint.variant if isinstance(checkpoint, DiffusersFolder) else ""
+        return cls.from_folder(checkpoint.path, checkpoint.architecture, variant=variant, device=device)
+
+    @classmethod
+    def of(cls, pipe: Any) -> TextEncoder:
+        """The text encoders of a live diffusers pipeline."""
+        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        config = dict(denoiser.config)
+        config.setdefault("_class_name", type(denoiser).__name__)
+        architecture = identify(config)
+        towers = [
+            LoadedTower(t, getattr(pipe, f"tokenizer{t.suffix}"), getattr(pipe, f"text_encoder{t.suffix}"))
+            for t in architecture.towers
+        ]
+        return cls(architecture, towers, source=getattr(pipe, "name_or_path", ""))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first tower's tokenizer, whose vocabulary stands for the encoder's."""
+        return self.towers[0].tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all weights' names, shapes and values (see `erase_sd.text.fingerprint`)."""
+        return fingerprint(tower.tensors for tower in self.towers)
+
+    def encode(self, prompts: Sequence[str], *, length: int | None = None) -> PromptStates:
+        """What the denoiser sees of some prompts; longer ones lose their end, as in the pipeline.
+
+        Args:
+            prompts: `n` prompts.
+            length: See `LoadedTower.encode`; None computes what the pipeline would.
+        """
+        parts: dict[int, list[Segment]] = {}
+        pooled, cut = [], 0
+        for tower in self.towers:
+            segment, vector, truncated = tower.encode(prompts, length=length)
+            cut = max(cut, truncated)
+            if tower.spec.segment is not None:
+                parts.setdefault(tower.spec.segment, []).append(segment)
+            if vector is not None:
+                pooled.append(vector)
+        segments = tuple(
+            Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
+            for _, group in sorted(parts.items())
+        )
+        return PromptStates(tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut)
+
+    def stream(
+        self, prompts: Sequence[str], *, length: int | None = None, progress: str | None = None
+    ) -> Iterator[PromptStates]:
+        """Encode in batches, so that memory does not grow with the list; warns of cut prompts once."""
+        # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its weights.
+        positions = max(min(length or t.length, t.length) if t.spec.kind == "clip" else t.length for t in self.towers)
+        batch = max(1, min(64, _BATCH_ELEMENTS // (max(positions, 8) * self.width)))
+        starts: Any = range(0, len(prompts), batch)
+        if progress and len(prompts) > 4 * batch:
+            starts = tqdm(starts, desc=progress, unit="batch")
+        cut = 0
+        for start in starts:
+            states = self.encode(prompts[start : start + batch], length=length)
+            cut += states.truncated
+            yield states
+        if cut:
+            length = min(t.length for t in self.towers)
+            logger.warning("%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length)
+
+    def moments(
+        self, prompts: Sequence[str], rule: str, *, length: int | None = None, progress: str | None = None
+    ) -> dict[Stream, SecondMoment]:
+        """Second moment of every stream's features over all prompts; the rule picks tokens."""
+        total = {stream: SecondMoment.zeros(width) for stream, width in self.widths.items()}
+        for states in self.stream(prompts, length=length, progress=progress):
+            for stream in total:
+                total[stream] = total[stream] + SecondMoment.of(states.rows(rule, stream))
+        return total
+
+    def moment(self, prompts: Sequence[str], rule: str, *, progress: str | None = None) -> SecondMoment:
+        """Second moment of the token states that a rule picks, over all prompts."""
+        return self.moments(prompts, rule, progress=progress)[TOKENS]
+
+    def subjects(self, prompts: Sequence[str]) -> dict[Stream, Tensor]:
+        """`(n s, d)` float64 of each stream: the prompts' last own tokens in each of `s` segments; pooled vectors."""
+        rows = {stream: [torch.zeros(0, width)] for stream, width in self.widths.items()}
+        # The subject stands before the padding, and a causal encoder's states do not look ahead.
+        for states in self.stream(prompts, length=1):
+            for stream, found in rows.items():
+                found.append(states.rows("last-subject", stream))
+        return {stream: torch.cat(found).double() for stream, found in rows.items()}

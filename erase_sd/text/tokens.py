@@ -1,0 +1,110 @@
+"""Which token states of a prompt count: token rules over what text encoders give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erase_sd.models.architectures import POOLED, TOKENS, Stream
+
+TOKEN_RULES: dict[str, str] = {
+    "all-but-bos": "every position but the first: words, EOS and padding (of T5: words and EOS)",
+    "words": "the prompt's own tokens",
+    "words+eos": "the prompt's own tokens and the EOS that closes them",
+    "last-subject": "the prompt's last own token",
+    "all": "all positions, the constant BOS included",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One token sequence of some prompts.
+
+    Attributes:
+        states: `(n, L, d)` float32 token states.
+        lengths: `(n,)` own tokens of each prompt; EOS follows them.
+        start: Position of the first own token: 1 behind a BOS, 0 without one.
+    """
+
+    states: Tensor
+    lengths: Tensor
+    start: int = 1
+
+    def mask(self, rule: str) -> Tensor:
+        """`(n, L)` bool: which positions a token rule picks."""
+        if rule not in TOKEN_RULES:
+            raise ValueError(f"expected a token rule of {', '.join(TOKEN_RULES)}; got {rule!r}")
+        position = torch.arange(self.states.shape[1])[None]
+        end = self.lengths[:, None] + self.start  # where EOS stands
+        if rule == "all":
+            return (position >= 0).expand(len(end), -1)
+        if rule == "all-but-bos" and self.start:
+            return (position >= 1).expand(len(end), -1)
+        if rule == "words":
+            return (position >= self.start) & (position < end)
+        if rule in ("words+eos", "all-but-bos"):  # T5 writes no prompt into its padding
+            return (position >= self.start) & (position <= end)
+        # An empty prompt has no subject; its EOS is the nearest thing (the rule `mask.sum() - 2` of
+        # other code gives BOS, which every prompt shares).
+        return position == (end - 1).clamp(min=self.start)
+
+    @property
+    def closing(self) -> Tensor:
+        """`(n, d)` the EOS states: what the encoder makes of the whole prompt."""
+        return self.states[torch.arange(len(self.lengths)), self.lengths + self.start]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptStates:
+    """What the denoiser sees of some prompts.
+
+    Attributes:
+        prompts: The `n` prompts.
+        segments: Token sequences, one unless encoders of unlike length are chained.
+        pooled: `(n, p)` float32 pooled features, or None.
+        truncated: How many prompts lost their end.
+    """
+
+    prompts: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    pooled: Tensor | None = None
+    truncated: int = 0
+
+    @property
+    def states(self) -> Tensor:
+        """`(n, L, d)` the tokens as the denoiser gets them; narrower segments are padded with zeros."""
+        return torch.cat([_widen(s.states, self.width) for s in self.segments], dim=1)
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return max(s.states.shape[2] for s in self.segments)
+
+    def mask(self, rule: str) -> Tensor:
+        """`(n, L)` bool: which tokens a rule picks."""
+        return torch.cat([s.mask(rule) for s in self.segments], dim=1)
+
+    def rows(self, rule: str, stream: Stream = TOKENS) -> Tensor:
+        """`(m, d)` features of a stream, all prompts together; the rule picks tokens."""
+        if stream == POOLED:
+            if self.pooled is None:
+                raise ValueError("this text encoder has no pooled features")
+            return self.pooled
+        return self.states[self.mask(rule)]
+
+    def one(self, index: int) -> PromptStates:
+        """The same of one prompt."""
+        at = slice(index, index + 1)
+        segments = tuple(Segment(s.states[at], s.lengths[at], s.start) for s in self.segments)
+        return PromptStates(self.prompts[at], segments, None if self.pooled is None else self.pooled[at])
+
+    @property
+    def meanings(self) -> Tensor:
+        """`(n, p or d)` one vector for each prompt: the pooled one, or the EOS state."""
+        return self.pooled if self.pooled is not None else self.segments[0].closing
+
+
+def _widen(states: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(states, (0, width - states.shape[-1]))
