@@ -27,7 +27,7 @@ from erase_sd.bench.shapes import TOKENIZER
 from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.cli.main import main
 from erase_sd.fit.solve import fit
-from erase_sd.pipelines import LiveErasure, apply
+from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 from erase_sd.text.encoder import TextEncoder
 
 
@@ -149,12 +149,12 @@ def test_text_streams_are_those_of_the_pipeline(model):
 def test_live_edit_equals_runtime_edit_and_goes_away(model):
     kind, pipe, _, erasure = model
     original = draw(kind, pipe)
-    apply(pipe, erasure, runtime=False)
+    apply_to_pipeline(pipe, erasure, runtime=False)
     baked = draw(kind, pipe)
     assert (baked - original).abs().max() > 1e-4
     LiveErasure.of(pipe).take()
     assert torch.equal(draw(kind, pipe), original)
-    apply(pipe, erasure, runtime=True)
+    apply_to_pipeline(pipe, erasure, runtime=True)
     torch.testing.assert_close(draw(kind, pipe), baked, atol=2e-3, rtol=2e-3)
     LiveErasure.of(pipe).take()
     assert torch.equal(draw(kind, pipe), original)

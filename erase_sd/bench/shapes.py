@@ -305,7 +305,7 @@ def _vae_shapes_to_ldm(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
 
 
 def _openclip_shapes(shapes: dict[str, tuple[int, ...]], *, spare: bool) -> dict[str, tuple[int, ...]]:
-    from erase_sd.text.openclip import _OPENCLIP
+    from erase_sd.models.openclip_names import OPENCLIP_PARTS, SPARE_LAYER
 
     new: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
@@ -313,7 +313,7 @@ def _openclip_shapes(shapes: dict[str, tuple[int, ...]], *, spare: bool) -> dict
             new["text_projection"] = shape[::-1]
             continue
         own = name.removeprefix("text_model.")
-        for theirs, mine in _OPENCLIP:
+        for theirs, mine in OPENCLIP_PARTS:
             own = own.replace(mine, theirs)
         if ".self_attn.q_proj." in own:
             own = own.replace(".self_attn.q_proj.", ".attn.in_proj_")
@@ -324,6 +324,6 @@ def _openclip_shapes(shapes: dict[str, tuple[int, ...]], *, spare: bool) -> dict
     if spare:
         last = max(int(n.split(".")[2]) for n in new if n.startswith("transformer."))
         extra = {n: s for n, s in new.items() if n.startswith(f"transformer.resblocks.{last}.")}
-        new |= {n.replace(f".{last}.", f".{last + 1}.", 1): s for n, s in extra.items()}
+        new |= {n.replace(f".{last}.", f".{SPARE_LAYER}.", 1): s for n, s in extra.items()}
         new["text_projection"] = (new["token_embedding.weight"][1],) * 2
     return new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +50,18 @@ class Settings:
     near: float = NEAR
     robust: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """Settings by name; every name that is none of them is an option of the method.
+
+        Example:
+            >>> Settings.of(method="uce", ridge=0.1).options
+            {'ridge': 0.1}
+        """
+        own = {f.name for f in fields(cls)} - {"options"}
+        options = {k: v for k, v in given.items() if k not in own}
+        return cls(**{k: v for k, v in given.items() if k in own}, options=options)
 
     @property
     def spec(self) -> Method:

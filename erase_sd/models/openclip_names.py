@@ -9,7 +9,7 @@ from torch import Tensor
 
 SPARE_LAYER = 23  # the last of OpenCLIP's ViT-H/14, which Stable Diffusion 2 does not read
 
-_PARTS = (
+OPENCLIP_PARTS = (
     ("token_embedding.weight", "embeddings.token_embedding.weight"),
     ("positional_embedding", "embeddings.position_embedding.weight"),
     ("ln_final.", "final_layer_norm."),
@@ -29,7 +29,7 @@ def from_openclip(name: str) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
     """
     if name == "text_projection":  # OpenCLIP multiplies from the left
         return [("text_projection.weight", lambda value: value.T.contiguous())]
-    for theirs, ours in _PARTS:
+    for theirs, ours in OPENCLIP_PARTS:
         name = name.replace(theirs, ours)
     if m := re.match(r"(encoder\.layers\.\d+)\.attn\.in_proj_(weight|bias)$", name):
         layer, kind = m.groups()

@@ -36,7 +36,7 @@ class Options:
     def __post_init__(self) -> None:
         within("rank", self.rank, 1)
         within("share", self.share, 0, 1)
-        within("epsilon", self.epsilon, 1e-12, 1e6)
+        within("epsilon", self.epsilon, 1e-12, 1e12)
 
 
 def solve(problem: Problem, options: Options) -> LowRankEdit:

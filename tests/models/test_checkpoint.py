@@ -129,7 +129,7 @@ def test_no_model_here(tmp_path):
 def test_copy_is_byte_for_byte_but_for_the_edit(folder, weights, tmp_path):
     name, weight = next(iter(weights.items()))
     (weights_file,) = folder.denoiser_files
-    folder.write(tmp_path / "copy", {name: weight * 0.5}, None, files={"note.json": b"1"})
+    folder.write(tmp_path / "copy", {name: weight * 0.5}, {"note.json": b"1"})
     for source in folder.path.rglob("*"):
         if source.is_file() and source != weights_file:
             assert (tmp_path / "copy" / source.relative_to(folder.path)).read_bytes() == source.read_bytes()

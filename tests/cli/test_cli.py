@@ -49,7 +49,7 @@ def test_top_level_help_and_unknown_command(capsys):
         (["--forget", "cat", "--rank", "900"], "rank 900 asked"),
         (["--forget", "cat", "--option", "colour=red"], "no option 'colour'"),
         (["--forget", "cat", "--option", "rank"], "NAME=VALUE"),
-        (["--forget", "cat", "--option", "rank=many"], "expected a int"),
+        (["--forget", "cat", "--option", "rank=many"], "expected a whole number"),
         (["--forget", "cat", "--toward", "dog"], "no target"),
         (["--forget", "cat", "--tokens", "few"], "token rule"),
         (["--forget", "cat", "--images", "-3"], "--images between"),
@@ -134,7 +134,8 @@ def test_preflight_keeps_a_drift_budget(capsys):
         capsys, "preflight", "--forget", "cat", "--method", "unlink-oblique", "--max-drift", "0.01", "--json"
     )
     assert code == 0, err
-    assert json.loads(text)["certificate"]["retain_drift"] <= 0.01 + 1e-9
+    report = json.loads(text)
+    assert 0 < report["strength"] * report["certificate"]["retain_drift"] <= 0.01 + 1e-9
 
 
 def test_lists(capsys):
@@ -251,7 +252,7 @@ class TestNothingIsLost:
     def test_another_strength_still_verifies(self, capsys, tmp_path):
         one, half = tmp_path / "one", tmp_path / "half"
         assert call(capsys, "erase", "--forget", "cat", "--out", one, *FAST)[0] == 0
-        assert call(capsys, "apply", one, "--strength", "0.5", "--out", half)[0] == 0
+        assert call(capsys, "apply", one, "--scale", "0.5", "--out", half)[0] == 0
         assert call(capsys, "verify", half)[0] == 0
 
     def test_an_unexpected_fault_is_one_line(self, capsys, monkeypatch):
@@ -279,7 +280,7 @@ def test_card_tells_what_was_erased(cat, dog, tmp_path, capsys):
     text = out.read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "owner/name" and front["license"] == "mit" and front["library_name"] == "diffusers"
-    assert "without cat, dog" in text and "### dog" in text and "of the forget prompts' states" in text
+    assert "without cat, dog" in text and "### dog" in text and "states hold is gone" in text
     code, _, err = call(capsys, "card", both, "--out", out)
     assert code == 2 and "exists" in one_line(err)
     assert call(capsys, "card", both)[1].startswith("---\nlibrary_name")

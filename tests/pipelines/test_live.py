@@ -5,9 +5,9 @@ from diffusers import DiffusionPipeline
 
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.fit.solve import fit
+from erase_sd.fit.solve import Settings, fit
 from erase_sd.artifact.lora import save_lora
-from erase_sd.pipelines import LiveErasure, apply, generate, remove
+from erase_sd.pipelines import LiveErasure, apply_to_pipeline, generate, restore_pipeline
 
 PROMPTS, SEEDS = ["a photo of a cat", "a dog by noto"], [3, 4]
 
@@ -27,33 +27,33 @@ def same(a, b):
 
 def test_apply_and_remove_restore_every_bit(pipe, cat, dog):
     before = state(pipe)
-    apply(pipe, cat)
+    apply_to_pipeline(pipe, cat)
     one = state(pipe)
     assert not same(before, one)
     changed = {n for n in before if not torch.equal(before[n], one[n])}
     assert changed == set(cat.base)
-    apply(pipe, dog)
+    apply_to_pipeline(pipe, dog)
     both = state(pipe)
-    remove(pipe, dog)
+    restore_pipeline(pipe, dog)
     assert same(state(pipe), one)
-    remove(pipe)
+    restore_pipeline(pipe)
     assert same(state(pipe), before)
-    apply(pipe, dog)
-    apply(pipe, cat)
+    apply_to_pipeline(pipe, dog)
+    apply_to_pipeline(pipe, cat)
     assert same(state(pipe), both)  # order does not matter, to the bit
 
 
 def test_strength_zero_is_the_original(pipe, cat):
     before = state(pipe)
-    live = apply(pipe, cat)
+    live = apply_to_pipeline(pipe, cat)
     full = state(pipe)
-    live.set_strength(0.5)
+    live.set_scale(0.5)
     half = state(pipe)
     name = next(iter(cat.base))
     torch.testing.assert_close(half[name], (before[name] + full[name]) / 2, atol=1e-6, rtol=1e-4)
-    live.set_strength(0)
+    live.set_scale(0)
     assert same(state(pipe), before)
-    live.set_strength(1)
+    live.set_scale(1)
     assert same(state(pipe), full)
 
 
@@ -62,10 +62,10 @@ def test_another_base_is_refused_before_anything_changes(pipe, cat):
         dict(pipe.unet.named_parameters())[next(iter(cat.base))].add_(1)
     before = state(pipe)
     with pytest.raises(WrongBase, match="another base"):
-        apply(pipe, cat)
+        apply_to_pipeline(pipe, cat)
     assert same(state(pipe), before)
-    apply(pipe, cat, allow_other_base=True)
-    remove(pipe)
+    apply_to_pipeline(pipe, cat, allow_other_base=True)
+    restore_pipeline(pipe)
     assert same(state(pipe), before)
 
 
@@ -77,7 +77,7 @@ def test_another_width_is_refused(pipe):
 
     narrow = Erasure((ErasedConcept("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),))
     with pytest.raises(WrongBase, match="width 8, the model has 192"):
-        apply(pipe, replace(narrow))
+        apply_to_pipeline(pipe, replace(narrow))
 
 
 def test_erase_and_restore_by_the_pipeline(pipe):
@@ -101,22 +101,26 @@ def test_runtime_edit_of_the_embeddings_equals_the_baked_weights(pipe, cat):
                     output_type="np").images  # fmt: skip
 
     original, weights = run(embeds, negative), state(pipe)
-    apply(pipe, cat, runtime=True)
+    apply_to_pipeline(pipe, cat, runtime=True)
     runtime = run(embeds, negative)
     assert same(state(pipe), weights)  # no weight was touched
     assert np.abs(runtime - original).max() > 1e-3
     with pytest.raises(ValueError, match="the other mode"):
-        apply(pipe, cat, runtime=False)
-    remove(pipe)
+        apply_to_pipeline(pipe, cat, runtime=False)
+    restore_pipeline(pipe)
     np.testing.assert_array_equal(run(embeds, negative), original)
-    apply(pipe, cat, runtime=False)
+    apply_to_pipeline(pipe, cat, runtime=False)
     np.testing.assert_allclose(run(embeds, negative), runtime, atol=1e-3)  # float32, amplified by four steps
 
 
-def test_runtime_mode_refuses_an_erasure_of_the_values_alone(pipe, encoder, weights):
-    speed = fit(encoder, ["cat"], method="speed", weights=weights)
-    with pytest.raises(ValueError, match="keys and values"):
-        apply(pipe, speed, runtime=True)
+def test_runtime_edit_of_the_values_alone_equals_the_baked_weights(pipe, encoder, weights):
+    speed = fit(encoder, ["cat"], weights=weights, settings=Settings("speed"))
+    live = apply_to_pipeline(pipe, speed, runtime=True)
+    live.set_scale(0.7)
+    passing = draw(pipe)
+    restore_pipeline(pipe)
+    apply_to_pipeline(pipe, speed, runtime=False).set_scale(0.7)
+    np.testing.assert_allclose(draw(pipe), passing, atol=2 / 255)
 
 
 def test_diffusers_loads_it_as_a_custom_pipeline(embedded, cat):
@@ -135,7 +139,7 @@ def test_lora_in_diffusers_equals_the_baked_edit(pipe, cat, dog, style, tmp_path
     both = cat + dog
     weights = LiveErasure.of(pipe).originals()
     original = draw(pipe)
-    live = apply(pipe, both)
+    live = apply_to_pipeline(pipe, both)
     baked = draw(pipe)
     live.take()
     assert np.abs(original - baked).max() > 1e-3
@@ -156,7 +160,7 @@ def test_restore_under_a_loaded_lora(pipe, cat, dog, tmp_path):
     """Loading a LoRA renames the modules around the weights; the erasure still finds them."""
     before = state(pipe)
     save_lora(dog, LiveErasure.of(pipe).originals(), tmp_path / "dog.safetensors")
-    apply(pipe, cat)
+    apply_to_pipeline(pipe, cat)
     pipe.load_lora_weights(tmp_path, weight_name="dog.safetensors", adapter_name="dog")
     pipe.restore()
     pipe.unload_lora_weights()
@@ -164,11 +168,11 @@ def test_restore_under_a_loaded_lora(pipe, cat, dog, tmp_path):
 
 
 def test_strength_survives_a_second_concept(pipe, cat, dog):
-    live = apply(pipe, cat)
-    live.set_strength(0.5)
+    live = apply_to_pipeline(pipe, cat)
+    live.set_scale(0.5)
     live.add(dog)
     name = next(iter(cat.base))
-    expected = (cat + dog).scaled(0.5).weights(live.originals(), allow_other_base=True)[name]
+    expected = (cat + dog).scaled(0.5).edit_weights(live.originals())[name]
     assert torch.equal(dict(pipe.unet.named_parameters())[name].data, expected)
 
 
@@ -176,14 +180,14 @@ def test_another_text_encoder_is_refused(pipe, cat):
     with torch.no_grad():
         next(pipe.text_encoder.parameters()).add_(0.5)
     with pytest.raises(WrongBase, match="another text encoder"):
-        apply(pipe, cat)
+        apply_to_pipeline(pipe, cat)
 
 
 def test_a_half_precision_pipeline_is_the_same_base(pipe, cat):
     pipe.unet.half()
     pipe.text_encoder.half()
     before = state(pipe)
-    apply(pipe, cat)
+    apply_to_pipeline(pipe, cat)
     assert not same(state(pipe), before)
-    remove(pipe)
+    restore_pipeline(pipe)
     assert same(state(pipe), before)

@@ -26,9 +26,6 @@ def test_thin_products_equal_the_dense_map(shape):
     torch.testing.assert_close(edit.apply_to_features(x), x @ edit.matrix.T)
     torch.testing.assert_close(edit.apply_to_weight(W), W @ edit.matrix)
     torch.testing.assert_close(W @ edit.apply_to_features(x).T, edit.apply_to_weight(W) @ x.T)  # runtime == baked
-    down, up = edit.lora(W)
-    assert down.shape[0] == up.shape[1] == edit.rank
-    torch.testing.assert_close(W + up @ down, edit.apply_to_weight(W))
     torch.testing.assert_close(torch.tensor(edit.norm).double(), torch.linalg.matrix_norm(edit.matrix, 2))
 
 
@@ -67,11 +64,30 @@ def test_joint_of_one_is_itself_even_if_it_is_no_projection():
     assert joint([edit]) is edit
 
 
-def test_joint_keeps_each_strength():
+def test_joint_keeps_each_overshoot():
     a, b = projection(12, 1, 1), projection(12, 1, 2)
-    half = joint([a.scaled(0.5), b])
-    torch.testing.assert_close(half.matrix @ a.A, 0.5 * a.A)
-    assert (half.matrix @ b.A).abs().max() < 1e-9
+    more = joint([a.scaled(1.5), b])
+    torch.testing.assert_close(more.matrix @ a.A, -0.5 * a.A)
+    assert (more.matrix @ b.A).abs().max() < 1e-9
+
+
+def test_joint_of_soft_edits_is_the_joint_least_squares_solution():
+    """`C (C + μ Σ C_f)⁻¹` of both concepts, from what each was alone: gains μv/(1 + μv) along C-orthonormal u."""
+    g = torch.Generator().manual_seed(3)
+    S = torch.randn(10, 40, generator=g, dtype=double)
+    C, mu = S @ S.T / 40, 3.0
+    F1, F2 = (torch.randn(3, 10, generator=g, dtype=double) for _ in range(2))
+
+    def solve(F):
+        values, vectors = torch.linalg.eigh(torch.linalg.inv(torch.linalg.cholesky(C)) @ F.T @ F
+                                            @ torch.linalg.inv(torch.linalg.cholesky(C)).T)  # fmt: skip
+        v, U = values[-3:], torch.linalg.inv(torch.linalg.cholesky(C)).T @ vectors[:, -3:]
+        return LowRankEdit((F.T @ F @ U / v) * (mu * v / (1 + mu * v)), U)
+
+    one, two = solve(F1), solve(F2)
+    torch.testing.assert_close(one.matrix, C @ torch.linalg.inv(C + mu * F1.T @ F1), atol=1e-8, rtol=1e-6)
+    want = C @ torch.linalg.inv(C + mu * (F1.T @ F1 + F2.T @ F2))
+    torch.testing.assert_close(joint([one, two]).matrix, want, atol=1e-8, rtol=1e-6)
 
 
 def test_the_same_concept_twice_is_no_disaster():
@@ -126,4 +142,4 @@ def test_edits_that_are_no_projections_are_superposed():
     b = projection(6, 1, 4)
     eye = torch.eye(6, dtype=double)
     torch.testing.assert_close(joint([a, b]).matrix - eye, (a.matrix - eye) + (b.matrix - eye))
-    assert b.is_scaled_projection and b.scaled(0.3).is_scaled_projection and not a.is_scaled_projection
+    assert b.gains is not None and b.scaled(0.3).gains is not None and a.gains is None

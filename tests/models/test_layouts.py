@@ -15,7 +15,8 @@ from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import SingleFile
 from erase_sd.cli.main import main
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.fit.solve import fit
+from erase_sd.fit.solve import Settings, fit
+from erase_sd.text.encoder import TextEncoder
 from erase_sd.models.ldm_names import UNET, from_ldm, to_ldm
 
 
@@ -38,8 +39,6 @@ def test_a_single_file_is_read_as_diffusers_reads_it(models, kind):
     """Same cross-attention tensors by name, and the same text states as the pipeline itself computes."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    from erase_sd.text.encoder import TextEncoder
-
     folder, file = models[kind]
     Pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
     pipe = Pipeline.from_single_file(str(file), config=str(folder), dtype=torch.float32, local_files_only=True)
@@ -49,7 +48,7 @@ def test_a_single_file_is_read_as_diffusers_reads_it(models, kind):
     for name, weight in ours.weights().items():
         assert torch.equal(weight.float(), theirs[name])
     prompts = ["a photo of a cat", ""]
-    a, b = ours.encoder().encode(prompts), TextEncoder.of(pipe).encode(prompts)
+    a, b = TextEncoder.from_checkpoint(ours).encode(prompts), TextEncoder.of(pipe).encode(prompts)
     torch.testing.assert_close(a.states, b.states, atol=1e-5, rtol=1e-4)
     embeds = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     torch.testing.assert_close(a.states[:1], embeds[0][:1], atol=1e-5, rtol=1e-4)
@@ -85,21 +84,21 @@ def test_published_names():
 @pytest.fixture(scope="module")
 def sdxl(models):
     model = DiffusersFolder.open(models["sdxl"][0])
-    encoder = model.encoder()
+    encoder = TextEncoder.from_checkpoint(model)
     weights = model.weights()
-    return model, encoder, weights, fit(encoder, ["cat"], method="rayleigh", rank=1, weights=weights)
+    return model, encoder, weights, fit(encoder, ["cat"], weights=weights, settings=Settings.of(method="rayleigh", rank=1))
 
 
 def test_sdxl_erases_the_pooled_path_as_well(sdxl):
     model, encoder, weights, erasure = sdxl
-    assert set(erasure.edits) == {"tokens", "pooled"}
-    new = erasure.weights(weights)
+    assert set(erasure.right) == {"tokens", "pooled"}
+    new = erasure.edit_weights(weights)
     assert set(new) == set(weights)
     name = "add_embedding.linear_1.weight"
     width = encoder.widths["pooled"]
     assert torch.equal(new[name][:, width:], weights[name][:, width:])  # picture sizes stay
     null, cat = encoder.encode(["", "a photo of a cat"]).pooled.double()
-    edit = erasure.edits["pooled"]
+    edit = erasure.right["pooled"]
     assert (edit.apply_to_features(null[None]) - null).norm() < 1e-3 * null.norm()
     assert (edit.apply_to_features(cat[None]) - cat).norm() > 0.01 * (cat - null).norm()
 
@@ -109,7 +108,7 @@ def test_sdxl_lora_equals_the_baked_edit_in_diffusers(models, sdxl, style, tmp_p
     from diffusers import StableDiffusionXLPipeline
 
     from erase_sd.artifact.lora import save_lora
-    from erase_sd.pipelines import LiveErasure, apply
+    from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 
     _, _, weights, erasure = sdxl
     pipe = StableDiffusionXLPipeline.from_pretrained(models["sdxl"][0], dtype=torch.float32, local_files_only=True)
@@ -120,11 +119,11 @@ def test_sdxl_lora_equals_the_baked_edit_in_diffusers(models, sdxl, style, tmp_p
         return pipe("a photo of a cat", generator=noise, num_inference_steps=2, output_type="latent").images
 
     original = draw()
-    live = apply(pipe, erasure)
+    live = apply_to_pipeline(pipe, erasure)
     baked = draw()
     live.take()
     assert torch.equal(draw(), original)
-    apply(pipe, erasure, runtime=True)
+    apply_to_pipeline(pipe, erasure, runtime=True)
     torch.testing.assert_close(draw(), baked, atol=2e-4, rtol=1e-3)
     LiveErasure.of(pipe).take()
     assert (baked - original).abs().max() > 1e-3
@@ -154,7 +153,7 @@ def test_erase_a_single_file(models, kind, tmp_path, capsys):
     assert before[:header] == after[:header]
     erasure = Erasure.load(tmp_path / "erased.erasure.safetensors")
     base, new = single(file), single(out)
-    expected = erasure.weights(base.weights())
+    expected = erasure.edit_weights(base.weights())
     for name, weight in new.weights().items():
         assert torch.equal(weight, expected[name])
     old_all, new_all = load_file(file), load_file(out)
@@ -187,7 +186,7 @@ def test_folders_of_every_dtype_variant_and_sharding(tmp_path, dtype, shards, ca
                  *args]) == 0  # fmt: skip
     a, b = DiffusersFolder.open(base, variant=variant), DiffusersFolder.open(out, variant=variant)
     erasure = Erasure.load(out / "erasure.safetensors")
-    expected = erasure.weights(a.weights())
+    expected = erasure.edit_weights(a.weights())
     for name, weight in b.weights().items():
         assert torch.equal(weight, expected[name]) and weight.dtype == a.weights()[name].dtype
     from diffusers import StableDiffusionPipeline
@@ -266,7 +265,7 @@ def test_a_pickle_is_refused_unless_asked_for(models, tmp_path, capsys):
     assert main([*args, "--out", str(tmp_path / "x.safetensors")]) == 2
     assert "--allow-pickle" in capsys.readouterr().err
     assert main([*args, "--out", str(tmp_path / "x.safetensors"), "--allow-pickle"]) == 0
-    same = Erasure.load(tmp_path / "x.erasure.safetensors").weights(single(models["sd1"][1]).weights())
+    same = Erasure.load(tmp_path / "x.erasure.safetensors").edit_weights(single(models["sd1"][1]).weights())
     assert all(torch.equal(w, same[n]) for n, w in single(tmp_path / "x.safetensors").weights().items())
 
 
@@ -309,25 +308,30 @@ def test_a_lora_or_a_refiner_is_no_checkpoint(tmp_path):
 
 def test_an_erasure_of_another_architecture_is_refused(sdxl, pipe):
     from erase_sd.artifact.base import WrongBase
-    from erase_sd.pipelines import apply
+    from erase_sd.pipelines import apply_to_pipeline
 
     with pytest.raises(WrongBase):
-        apply(pipe, sdxl[3], allow_other_base=True)
+        apply_to_pipeline(pipe, sdxl[3], allow_other_base=True)
 
 
 def test_a_file_round_trip_keeps_both_streams(sdxl, tmp_path):
     erasure = sdxl[3]
     again = Erasure.load(erasure.save(tmp_path / "e.safetensors"))
     assert again.architecture == "sdxl"
-    for stream, edit in erasure.edits.items():
-        assert torch.equal(again.edits[stream].matrix, edit.matrix)
+    for stream, edit in erasure.right.items():
+        assert torch.equal(again.right[stream].matrix, edit.matrix)
 
 
 def test_a_rank_asked_for_holds_for_every_stream_that_can_have_it(sdxl, models):
     """The pooled stream has one vector a prompt and gets rank 1; the token states keep what was asked."""
     base = single(models["sdxl"][1])
-    erasure = fit(base.encoder(), ["a cat"], method="unlink", rank=3, weights=base.weights())
-    assert {s: e.rank for s, e in erasure.edits.items()} == {"tokens": 3, "pooled": 1}
+    erasure = fit(
+        TextEncoder.from_checkpoint(base),
+        ["a cat"],
+        weights=base.weights(),
+        settings=Settings.of(method="unlink", rank=3),
+    )
+    assert {s: e.rank for s, e in erasure.right.items()} == {"tokens": 3, "pooled": 1}
 
 
 def test_a_file_with_averaged_weights_is_refused_before_anything_is_written(models, tmp_path, capsys):

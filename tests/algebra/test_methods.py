@@ -5,16 +5,21 @@ import pytest
 import scipy.linalg
 import torch
 
-from erase_sd.algebra.methods import METHODS
-from erase_sd.algebra.methods.gf import cure, gf
-from erase_sd.algebra.methods.leace import leace
+from erase_sd.algebra.methods import (
+    METHODS,
+    cure,
+    gf,
+    leace,
+    rayleigh,
+    rece,
+    speed,
+    uce,
+    unlink,
+    unlink_deflated,
+    unlink_oblique,
+)
 from erase_sd.algebra.problem import Problem
-from erase_sd.algebra.methods.rayleigh import rayleigh
-from erase_sd.algebra.methods.rece import rece
 from erase_sd.algebra.revival import revival
-from erase_sd.algebra.methods.speed import speed
-from erase_sd.algebra.methods.uce import uce
-from erase_sd.algebra.methods.unlink import unlink, unlink_deflated, unlink_oblique
 from erase_sd.algebra.moments import SecondMoment
 
 D = 12
@@ -42,6 +47,10 @@ def problem():
         kept=K,
         weight_gram=W.T @ W,
     )
+
+
+def run(method, problem, **options):
+    return method.solve(problem, method.Options(**options))
 
 
 def numpy_importance(X, alpha):
@@ -98,12 +107,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_an_independent_reference(name, problem):
     method, options = CASES[name]
-    np.testing.assert_allclose(method(problem, **options).matrix.numpy(), reference(name), atol=1e-8)
+    np.testing.assert_allclose(run(method, problem, **options).matrix.numpy(), reference(name), atol=1e-8)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_registry_entry_loads_and_runs_with_its_defaults(name, problem):
-    edit = METHODS[name].load()(problem, **METHODS[name].options)
+    method = METHODS[name]
+    edit = method.solve(problem, method.options())
     assert edit.width == D and 0 < edit.rank <= D
     assert METHODS[name].source and METHODS[name].summary
 
@@ -115,33 +125,34 @@ def test_rescaled_features_rescale_nothing(name, problem):
     big = Problem(
         forget=SecondMoment.of(7 * F), retain=SecondMoment.of(7 * R), null=7 * NULL, concepts=7 * C, anchors=7 * G
     )
-    run, options = METHODS[name].load(), METHODS[name].options
-    torch.testing.assert_close(run(big, **options).matrix, run(problem, **options).matrix, atol=1e-8, rtol=1e-6)
+    method = METHODS[name]
+    options = method.options()
+    torch.testing.assert_close(method.solve(big, options).matrix, method.solve(problem, options).matrix, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("method", [unlink, unlink_deflated, unlink_oblique, rayleigh])
 def test_projections_are_idempotent_and_of_their_rank(method, k, problem):
-    T = method(problem, rank=k).matrix
+    T = run(method, problem, rank=k).matrix
     torch.testing.assert_close(T @ T, T, atol=1e-8, rtol=1e-6)
     assert torch.linalg.matrix_rank(T) == D - k
 
 
 @pytest.mark.parametrize("method", [unlink_deflated, unlink_oblique, rayleigh])
 def test_the_empty_prompt_stays_exactly(method, problem):
-    T = method(problem).matrix
+    T = run(method, problem).matrix
     assert (NULL @ T.T - NULL).norm() < 1e-6 * NULL.norm()
 
 
 def test_unlink_zeroes_its_subspace(problem):
     U = problem.forget.subspace(2)
-    assert (unlink(problem, rank=2).matrix @ U).abs().max() < 1e-12
-    assert (unlink_oblique(problem, rank=2).matrix @ U).abs().max() < 1e-9
+    assert (run(unlink, problem, rank=2).matrix @ U).abs().max() < 1e-12
+    assert (run(unlink_oblique, problem, rank=2).matrix @ U).abs().max() < 1e-9
 
 
 def test_oblique_is_optimal(problem):
     """No other map with T U = 0 moves the retained features less."""
-    edit = unlink_oblique(problem, epsilon=1e-9, protect_null=False)
+    edit = run(unlink_oblique, problem, epsilon=1e-9, protect_null=False)
     U = problem.forget.subspace(1)
     best = (R @ (edit.matrix.T - torch.eye(D))).square().sum()
     for seed in range(20):
@@ -152,7 +163,7 @@ def test_oblique_is_optimal(problem):
 
 
 def test_rayleigh_detectors_are_orthonormal_in_the_retained_metric(problem):
-    edit = rayleigh(problem, rank=3, epsilon=0.1, protect_null=False)
+    edit = run(rayleigh, problem, rank=3, epsilon=0.1, protect_null=False)
     C_ = problem.retain.ridged(0.1)
     torch.testing.assert_close(edit.B.T @ C_ @ edit.B, torch.eye(3, dtype=double))
     torch.testing.assert_close(edit.A, C_ @ edit.B)
@@ -160,38 +171,38 @@ def test_rayleigh_detectors_are_orthonormal_in_the_retained_metric(problem):
 
 def test_rayleigh_with_an_infinite_ridge_is_unlink(problem):
     for k in (1, 2):
-        got = rayleigh(problem, rank=k, epsilon=1e9, protect_null=False).matrix
-        torch.testing.assert_close(got, unlink(problem, rank=k).matrix, atol=1e-6, rtol=0)
+        got = run(rayleigh, problem, rank=k, epsilon=1e9, protect_null=False).matrix
+        torch.testing.assert_close(got, run(unlink, problem, rank=k).matrix, atol=1e-6, rtol=0)
 
 
 def test_rayleigh_picks_its_rank_from_the_spectrum(problem):
     values = scipy.linalg.eigh(F.numpy().T @ F.numpy() / len(F), problem.retain.ridged(1e-3).numpy())[0][::-1]
     for share in (0.5, 0.1, 0.01):
-        edit = rayleigh(problem, rank=0, share=share, protect_null=False)
+        edit = run(rayleigh, problem, share=share, protect_null=False)
         assert edit.rank == (values >= share * values[0]).sum()
 
 
 def test_rayleigh_least_squares_form(problem):
     C_ = problem.retain.ridged(0.1)
     want = C_ @ torch.linalg.inv(C_ + problem.forget.matrix)
-    got = rayleigh(problem, variant="lsq", epsilon=0.1, protect_null=False).matrix
+    got = run(rayleigh, problem, variant="lsq", epsilon=0.1, protect_null=False).matrix
     torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-6)
 
 
 def test_equation_15_as_printed_is_no_projection_and_says_so(problem):
     with pytest.warns(UserWarning, match="no projection"):
-        T = rayleigh(problem, variant="paper").matrix
+        T = run(rayleigh, problem, variant="paper").matrix
     assert (T @ T - T).abs().max() > 1e-3
 
 
 def test_gf_order_is_the_papers(problem):
     """P_f (I − P_r) acts from the left on weights: x → x − P_f x + P_r P_f x, not its transpose."""
-    T = gf(problem).matrix
+    T = run(gf, problem).matrix
     assert not torch.allclose(T, T.T, atol=1e-3)
 
 
 def test_revival_minimises_what_it_claims(problem):
-    edit = unlink(problem, rank=1)
+    edit = run(unlink, problem, rank=1)
     best = revival(edit, C, problem.weight_gram, rho=1e-3)
 
     def cost(c):
@@ -205,18 +216,18 @@ def test_revival_minimises_what_it_claims(problem):
 def test_rece_leaves_less_to_revive_than_uce(problem):
     from erase_sd.algebra.certificate import recoverability
 
-    before = recoverability(uce(problem, ridge=1e-6), C, problem.weight_gram).mean()
-    after = recoverability(rece(problem, rounds=3, rho=1e-3, ridge=1e-6), C, problem.weight_gram).mean()
+    before = recoverability(run(uce, problem, ridge=1e-6), C, problem.weight_gram).mean()
+    after = recoverability(run(rece, problem, rounds=3, rho=1e-3, ridge=1e-6), C, problem.weight_gram).mean()
     assert after > before
 
 
 def test_rece_needs_weights(problem):
     with pytest.raises(ValueError, match="weight_gram"):
-        rece(Problem(forget=problem.forget, retain=problem.retain, concepts=C, anchors=G))
+        run(rece, Problem(forget=problem.forget, retain=problem.retain, concepts=C, anchors=G))
 
 
 def test_speed_agrees_with_its_formula_and_fixes_bos(problem):
-    edit = speed(problem, threshold=0.6)
+    edit = run(speed, problem, threshold=0.6)
     values, vectors = np.linalg.eigh(R.numpy().T @ R.numpy() / len(R))
     v = vectors[:, values < 0.6]
     P, eye = v @ v.T, np.eye(D)
@@ -230,14 +241,14 @@ def test_speed_agrees_with_its_formula_and_fixes_bos(problem):
 
 
 def test_leace_makes_the_means_equal(problem):
-    T = leace(problem, tolerance=1e-12).matrix
+    T = run(leace, problem, tolerance=1e-12).matrix
     assert (T @ (problem.forget.mean - problem.retain.mean)).norm() < 1e-8
 
 
 def test_forget_inside_the_protected_span_is_refused():
     same = SecondMoment.of(NULL)
     with pytest.raises(ValueError, match="protected"):
-        unlink_deflated(Problem(forget=same, retain=SecondMoment.zeros(D), null=NULL))
+        run(unlink_deflated, Problem(forget=same, retain=SecondMoment.zeros(D), null=NULL))
 
 
 def test_nothing_to_forget_is_refused():
