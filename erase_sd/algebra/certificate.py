@@ -39,18 +39,22 @@ def recoverability(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor) -> Tens
         weight_gram: `(d, d)`, `Σ WᵀW` over the edited weights.
     """
     rows = rows.double()
-    best = revival(edit, rows, weight_gram, rho=1e-9 * float(weight_gram.trace()) / len(weight_gram))
+    best = revival(
+        edit, rows, weight_gram, rho=1e-9 * float(weight_gram.trace()) / len(weight_gram)
+    )
     gap = edit.apply_to_features(best) - rows
     size = ((rows @ weight_gram) * rows).sum(1).clamp(min=1e-300)
     return (((gap @ weight_gram) * gap).sum(1).clamp(min=0) / size).sqrt()
 
 
 def revivable(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor, null: Tensor) -> Tensor:
-    """How much of what sets a concept apart the best adversarial embedding brings back, `(n,)` in 0..1.
+    """How much of what sets a concept apart the best adversarial embedding brings back.
 
-    `1 − recoverability / apartness`, where apartness is what recoverability would be if nothing but the
-    empty prompt's states could be produced: most of a text state's norm is shared with them and stays
-    on purpose.
+    `(n,)` in 0..1.
+
+    `1 − recoverability / apartness`, where apartness is what recoverability would be if nothing but
+    the empty prompt's states could be produced: most of a text state's norm is shared with them and
+    stays on purpose.
 
     Args:
         edit: The edit.
@@ -72,21 +76,24 @@ def energy_share(gram: Tensor, map_: Tensor) -> float:
     return (max(float((map_ @ gram @ map_.T).trace()), 0.0) / total) ** 0.5 if total > 0 else 0.0
 
 
-def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | None = None) -> dict[str, Any]:
+def certify(
+    edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | None = None
+) -> dict[str, Any]:
     """Measure an edit on the features it was made of.
 
     Args:
         edit: The edit.
         problem: What it was made of.
-        ordinary: Moment of ordinary prompts to measure drift on; default: the problem's retain moment.
+        ordinary: Moment of ordinary prompts to measure drift on; default: the problem's retain
+            moment.
 
     Returns:
         JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
         empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
         `retain_drift`, root mean square relative change of ordinary prompts; `kept_drift`, the same
-        for the worst prompt named to keep; `spectrum`, top eigenvalue shares of the forget features; and
-        `angle`, degrees between the forget features' first direction and the span that holds 90 % of ordinary
-        prompts' energy (0: nothing sets it apart).
+        for the worst prompt named to keep; `spectrum`, top eigenvalue shares of the forget
+        features; and `angle`, degrees between the forget features' first direction and the span
+        that holds 90 % of ordinary prompts' energy (0: nothing sets it apart).
     """
     T = edit.matrix
     moved = T - torch.eye(edit.width, dtype=torch.float64)
@@ -108,13 +115,18 @@ def certify(edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | Non
     return report
 
 
-def certify_weights(edit: LowRankEdit, problem: Problem, gram: Callable[[], Tensor]) -> dict[str, float]:
-    """What an adversarial embedding could restore, `recoverability` and `revivable` of the worst concept.
+def certify_weights(
+    edit: LowRankEdit, problem: Problem, gram: Callable[[], Tensor]
+) -> dict[str, float]:
+    """What an adversarial embedding could restore.
+
+    `recoverability` and `revivable` of the worst concept.
 
     Args:
         edit: The edit.
         problem: What it was made of.
-        gram: Gives `Σ WᵀW` over the edited weights; not asked for if the edit can be inverted, which restores all.
+        gram: Gives `Σ WᵀW` over the edited weights; not asked for if the edit can be inverted,
+            which restores all.
     """
     if not len(problem.concepts):
         return {}

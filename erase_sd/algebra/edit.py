@@ -24,7 +24,8 @@ class LowRankEdit:
     def __post_init__(self) -> None:
         if self.A.ndim != 2 or self.A.shape != self.B.shape:
             raise ValueError(
-                f"expected A and B of one shape (d, k), got {tuple(self.A.shape)} and {tuple(self.B.shape)}"
+                f"expected A and B of one shape (d, k), got {tuple(self.A.shape)} and "
+                f"{tuple(self.B.shape)}"
             )
         if not (torch.isfinite(self.A).all() and torch.isfinite(self.B).all()):
             raise ValueError("the edit holds NaN or infinite values")
@@ -68,7 +69,9 @@ class LowRankEdit:
         # T acts as the identity outside span[A, B]; inside it, T is a small matrix.
         q, _ = torch.linalg.qr(torch.cat([self.A, self.B], dim=1))
         inside = torch.eye(q.shape[1], dtype=torch.float64) - (q.T @ self.A) @ (self.B.T @ q)
-        return max(float(torch.linalg.matrix_norm(inside, 2)), 1.0 if q.shape[1] < self.width else 0.0)
+        return max(
+            float(torch.linalg.matrix_norm(inside, 2)), 1.0 if q.shape[1] < self.width else 0.0
+        )
 
     @property
     def gains(self) -> Tensor | None:
@@ -81,8 +84,13 @@ class LowRankEdit:
 
     @property
     def is_invertible(self) -> bool:
-        """Whether `T` has an inverse (not nearly singular): then every feature is `T` of some embedding."""
-        inside = torch.eye(self.rank, dtype=torch.float64) - self.B.T @ self.A  # T's determinant is this one's
+        """Whether `T` has an inverse (not nearly singular).
+
+        Then every feature is `T` of some embedding.
+        """
+        inside = (
+            torch.eye(self.rank, dtype=torch.float64) - self.B.T @ self.A
+        )  # T's determinant is this one's
         return self.rank == 0 or float(torch.linalg.svdvals(inside).min()) > 1e-2
 
     def scaled(self, strength: float) -> LowRankEdit:
@@ -103,7 +111,9 @@ class LowRankEdit:
             ValueError: If the weight has another width or is not finite.
         """
         if weight.ndim != 2 or weight.shape[1] != self.width:
-            raise ValueError(f"expected a weight of shape (d_out, {self.width}), got {tuple(weight.shape)}")
+            raise ValueError(
+                f"expected a weight of shape (d_out, {self.width}), got {tuple(weight.shape)}"
+            )
         if not torch.isfinite(weight).all():
             raise ValueError("the weight holds NaN or infinite values; the checkpoint is damaged")
         if self.rank == 0:
@@ -114,7 +124,10 @@ class LowRankEdit:
         return (w - (w @ A) @ B.T).to(weight.dtype)
 
     def rounded(self) -> LowRankEdit:
-        """The same with factors that float32 holds exactly: what a file stores is what was certified."""
+        """The same with factors that float32 holds exactly.
+
+        What a file stores is what was certified.
+        """
         return LowRankEdit(self.A.float(), self.B.float())
 
     def then(self, other: LowRankEdit) -> LowRankEdit:
@@ -127,8 +140,8 @@ class LowRankEdit:
 def joint(edits: Sequence[LowRankEdit]) -> LowRankEdit:
     """Combine edits so that their order does not matter and any of them can be left out again.
 
-    An edit whose `BᵀA` is diagonal removes carriers `A / g` with gains `g`. With all carriers `A₀` and
-    detectors `B` side by side, `G = BᵀA₀`, and gains in (0, 1], the joint edit is
+    An edit whose `BᵀA` is diagonal removes carriers `A / g` with gains `g`. With all carriers `A₀`
+    and detectors `B` side by side, `G = BᵀA₀`, and gains in (0, 1], the joint edit is
     `I − A₀ (G + diag(1/g − 1))⁻¹ Bᵀ`. For projections (`g = 1`) it is the projection along all
     carriers at once; for edits that are least-squares optimal under one metric it is again the
     least-squares optimum (docs/methods.md, "Several concepts"). Gains above 1 overshoot: there each
@@ -157,12 +170,16 @@ def joint(edits: Sequence[LowRankEdit]) -> LowRankEdit:
     A = torch.cat([e.A for e in edits], dim=1)
     B = torch.cat([e.B for e in edits], dim=1)
     own = [e.gains for e in edits]
-    gains = torch.cat([g for g in own if g is not None]) if all(g is not None for g in own) else None
+    gains = (
+        torch.cat([g for g in own if g is not None]) if all(g is not None for g in own) else None
+    )
     if gains is None or bool((gains <= 0).any()):
         return LowRankEdit(A, B)
     carriers = A / gains
     G = B.T @ carriers
     # pinv, not inv: two prompts with one meaning give dependent columns.
     if bool((gains <= 1 + 1e-9).all()):
-        return LowRankEdit(carriers @ torch.linalg.pinv(G + torch.diag(1 / gains - 1), rtol=1e-10), B)
+        return LowRankEdit(
+            carriers @ torch.linalg.pinv(G + torch.diag(1 / gains - 1), rtol=1e-10), B
+        )
     return LowRankEdit((carriers * gains) @ torch.linalg.pinv(G, rtol=1e-10), B)

@@ -42,20 +42,28 @@ class SecondMoment:
             raise ValueError(f"expected rows of shape (n, d), got {tuple(rows.shape)}")
         rows = rows.to(torch.float64)
         if not torch.isfinite(rows).all():
-            raise ValueError("the features hold NaN or infinite values; is the text encoder intact?")
+            raise ValueError(
+                "the features hold NaN or infinite values; is the text encoder intact?"
+            )
         return cls(rows.T @ rows, rows.sum(0), float(len(rows)))
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
         self._check(other)
-        return SecondMoment(self.gram + other.gram, self.total + other.total, self.count + other.count)
+        return SecondMoment(
+            self.gram + other.gram, self.total + other.total, self.count + other.count
+        )
 
     def __sub__(self, other: SecondMoment) -> SecondMoment:
         self._check(other)
-        return SecondMoment(self.gram - other.gram, self.total - other.total, self.count - other.count)
+        return SecondMoment(
+            self.gram - other.gram, self.total - other.total, self.count - other.count
+        )
 
     def _check(self, other: SecondMoment) -> None:
         if self.width != other.width:
-            raise ValueError(f"moments of different width: expected {self.width}, got {other.width}")
+            raise ValueError(
+                f"moments of different width: expected {self.width}, got {other.width}"
+            )
 
     def weighing(self, count: float) -> SecondMoment:
         """The same rows, weighted to count as so many."""
@@ -98,7 +106,8 @@ class SecondMoment:
         have = int((values > 1e-12 * top).sum()) if top > 0 else 0
         if not 1 <= rank <= have:
             raise ValueError(
-                f"rank {rank} asked, but the forget prompts span {have} dimensions; lower the rank or add prompts"
+                f"rank {rank} asked, but the forget prompts span {have} dimensions; lower the "
+                "rank or add prompts"
             )
         return vectors[:, -rank:].flip(1)
 

@@ -1,4 +1,7 @@
-"""Options of methods: one frozen dataclass a method, made from what a user typed, checked in one place."""
+"""Options of methods: one frozen dataclass a method, made from what a user typed.
+
+Checked in one place.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ def make(kind: type[O], given: Mapping[str, Any], *, owner: str) -> O:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(given) - set(hints))
     if unknown:
-        raise ValueError(f"{owner} has no option {unknown[0]!r}; it has {', '.join(hints) or 'none'}")
+        raise ValueError(
+            f"{owner} has no option {unknown[0]!r}; it has {', '.join(hints) or 'none'}"
+        )
     return kind(**{name: _read(name, value, hints[name]) for name, value in given.items()})
 
 
@@ -75,7 +80,13 @@ def _read(name: str, value: Any, hint: Any) -> Any:
         number = hint(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"option {name}: expected {_article(hint)}, got {value!r}") from error
-    if hint is float and number != number or hint is int and isinstance(value, float) and value != number:
+    if (
+        hint is float
+        and number != number
+        or hint is int
+        and isinstance(value, float)
+        and value != number
+    ):
         raise ValueError(f"option {name}: expected {_article(hint)}, got {value!r}")
     return number
 
@@ -88,4 +99,6 @@ def _truth(value: Any) -> bool:
 
 
 def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "yes or no", str: "a word"}.get(kind, kind.__name__)
+    return {int: "a whole number", float: "a number", bool: "yes or no", str: "a word"}.get(
+        kind, kind.__name__
+    )

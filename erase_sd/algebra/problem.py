@@ -46,7 +46,9 @@ class Problem:
         if self.forget.count <= 0 or float(self.forget.gram.trace()) <= 0:
             raise ValueError("there is nothing to forget: the forget features are empty or zero")
         if self.retain.width != self.width:
-            raise ValueError(f"expected retain features of width {self.width}, got {self.retain.width}")
+            raise ValueError(
+                f"expected retain features of width {self.width}, got {self.retain.width}"
+            )
         for name in ("null", "concepts", "anchors", "kept", "named", "weight_gram"):
             value = getattr(self, name).to(torch.float64)
             object.__setattr__(self, name, value if value.numel() else _none(0, self.width))
@@ -88,6 +90,8 @@ def unprotected(problem: Problem) -> Tensor:
         return free
     inside = problem.named @ free
     basis = orthonormal(inside, energy=NAMED_ENERGY)
-    basis = basis[:, -max(1, int(NAMED_ROOM * free.shape[1])) :]  # ascending: the strongest are last
+    basis = basis[
+        :, -max(1, int(NAMED_ROOM * free.shape[1])) :
+    ]  # ascending: the strongest are last
     full, _ = torch.linalg.qr(basis, mode="complete")
     return free @ full[:, basis.shape[1] :]

@@ -1,4 +1,7 @@
-"""The generalized Rayleigh quotient: which directions tell what is to be forgotten from what is kept."""
+"""The generalized Rayleigh quotient.
+
+Which directions tell what is to be forgotten from what is kept.
+"""
 
 from __future__ import annotations
 

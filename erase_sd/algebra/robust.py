@@ -27,8 +27,9 @@ def harden(
 ) -> tuple[LowRankEdit, list[float]]:
     """Solve, then remove what would revive each concept, until little can be revived.
 
-    Every round finds, in closed form, the embeddings that the edited layers take for the concepts, and
-    erases the one direction of them that stands out most from the background. The stop rule reads the weights
+    Every round finds, in closed form, the embeddings that the edited layers take for the concepts,
+    and erases the one direction of them that stands out most from the background. The stop rule
+    reads the weights
     alone: no detector, no image.
 
     Args:
@@ -45,7 +46,10 @@ def harden(
     """
     edit = solve(problem)
     if edit.gains is None:
-        raise ValueError("--robust needs a method that projects: rayleigh, unlink, unlink-deflated or unlink-oblique")
+        raise ValueError(
+            "--robust needs a method that projects: rayleigh, unlink, unlink-deflated or "
+            "unlink-oblique"
+        )
     if problem.weight_gram.shape != (problem.width, problem.width) or not len(problem.concepts):
         raise ValueError("--robust needs the weights that the edit is for")
     rounds = min(ROUNDS * len(problem.concepts), 64) if rounds is None else rounds
@@ -60,10 +64,15 @@ def harden(
         rho = 1e-9 * float(problem.weight_gram.trace()) / problem.width
         seen = edit.apply_to_features(revival(edit, alive, problem.weight_gram, rho=rho))
         try:
-            edits.append(solve(replace(problem, forget=SecondMoment.of(seen), concepts=alive), rank=1))
+            edits.append(
+                solve(replace(problem, forget=SecondMoment.of(seen), concepts=alive), rank=1)
+            )
         except NothingLeft:
-            logger.warning("what would revive the concept lies inside what is protected; robust stops at %.0f %%",
-                           100 * history[-1])  # fmt: skip
+            logger.warning(
+                "what would revive the concept lies inside what is protected; "
+                "robust stops at %.0f %%",
+                100 * history[-1],
+            )
             break
         edit = joint(edits)
     return edit, history

@@ -1,4 +1,7 @@
-"""TwoSidedEdit: what happens to one weight, its features edited on the right, its outputs on the left."""
+"""TwoSidedEdit: what happens to one weight, its features edited on the right.
+
+Its outputs on the left.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from erase_sd.algebra.edit import LowRankEdit
 class TwoSidedEdit:
     """`W → W + s (L W T − W)`: `T` acts on what the weight reads, `L` on what it writes.
 
-    With `L = I − b bᵀ` and `‖b‖ = 1`, `bᵀ L W T x = 0` for *every* input `x`: no embedding, natural or
-    adversarial, makes this weight write along `b`.
+    With `L = I − b bᵀ` and `‖b‖ = 1`, `bᵀ L W T x = 0` for *every* input `x`: no embedding, natural
+    or adversarial, makes this weight write along `b`.
 
     Attributes:
         right: `T`, of the width of the features; it may be narrower than the weight, whose further

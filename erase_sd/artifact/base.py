@@ -1,4 +1,7 @@
-"""Which model an erasure belongs to: hashes of the tensors it edits, and the refusal of any other."""
+"""Which model an erasure belongs to.
+
+Hashes of the tensors it edits, and the refusal of any other.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,8 @@ def check_text_encoder(expected: str, fingerprint: str) -> None:
     """
     if expected and expected != fingerprint:
         raise WrongBase(
-            f"this erasure was made for another text encoder and would not erase here; {_EITHER_WAY}"
+            "this erasure was made for another text encoder and would not erase here; "
+            f"{_EITHER_WAY}"
         )
 
 
@@ -70,7 +74,10 @@ def weight_streams(
         site = architecture.site(name)
         stream = site.stream if site else TOKENS
         if weight.ndim != 2 or weight.shape[1] < widths[stream]:
-            raise WrongBase(f"{name} is {tuple(weight.shape)}, but the text encoder gives {widths[stream]} features")
+            raise WrongBase(
+                f"{name} is {tuple(weight.shape)}, but the text encoder gives {widths[stream]} "
+                "features"
+            )
         found.setdefault(stream, {})[name] = weight
     return found
 

@@ -1,4 +1,7 @@
-"""The model card of an erasure or an erased model: what was done, how to check it, what it cannot do."""
+"""The model card of an erasure or an erased model.
+
+What was done, how to check it, what it cannot do.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,17 @@ class Publication:
 
 
 def card(erasure: Erasure, about: Publication) -> str:
-    """The card in Markdown with the Hub's metadata; all it says is read from the erasure and `about`."""
+    """The card in Markdown with the Hub's metadata.
+
+    All it says is read from the erasure and `about`.
+    """
     names = ", ".join(escaped(n) for n in erasure.names)
     lines = ["---", "library_name: diffusers", "tags: [text-to-image, concept-erasure, erase-sd]"]
-    lines += [f"base_model: {json.dumps(about.base)}", "base_model_relation: finetune"] if about.base else []
+    lines += (
+        [f"base_model: {json.dumps(about.base)}", "base_model_relation: finetune"]
+        if about.base
+        else []
+    )
     lines += [f"license: {json.dumps(about.license)}"] if about.license else []
     base = escaped(about.base) or "A text-to-image model"
     lines += [
@@ -43,7 +53,8 @@ def card(erasure: Erasure, about: Publication) -> str:
         "",
         f"# {escaped(about.name)}: without {names}",
         "",
-        f"{base} from which {names} has been erased by closed-form edits of the tensors that read the text. "
+        f"{base} from which {names} has been erased by closed-form edits of the tensors that read "
+        "the text. "
         "Nothing was trained; every other tensor is the base model's.",
         "",
     ]
@@ -76,13 +87,16 @@ def _ending(name: str, tensors: int) -> list[str]:
     return [
         "## Checking and undoing",
         "",
-        f"`erase-concept verify {escaped(name)} --model BASE` recomputes every edited tensor from the base model and "
-        f"says whether this is what it claims to be. {tensors} tensors are edited; the erasure file holds the edit "
+        f"`erase-concept verify {escaped(name)} --model BASE` recomputes every edited tensor from "
+        "the base model and "
+        f"says whether this is what it claims to be. {tensors} tensors are edited; the erasure "
+        "file holds the edit "
         "itself, so that concepts can be taken out of it again (`erase-concept remove`).",
         "",
         "## Limits",
         "",
         "- Fine-tuning, or a LoRA that was trained on the concept, can bring it back.",
-        "- Names that are far from every forget prompt may survive, and so may what no prompt names.",
+        "- Names that are far from every forget prompt may survive, and so may what no prompt "
+        "names.",
         "- This is one safeguard, not a guarantee: filter outputs as well where it matters.",
     ]

@@ -24,7 +24,8 @@ class ErasedConcept:
     Attributes:
         name: Short name, unique within an erasure.
         right: Its edit of each text stream, "tokens" and, where the model reads it, "pooled".
-        left: Its edit of what a tensor writes, by the tensor's diffusers name; empty for one-sided methods.
+        left: Its edit of what a tensor writes, by the tensor's diffusers name; empty for one-sided
+            methods.
         forget: The forget prompts.
         retain: The user's retain prompts.
         method: Registry name of the method.
@@ -82,8 +83,13 @@ class Erasure:
         names = [c.name for c in self.concepts]
         if len(set(names)) < len(names):
             raise ValueError(f"two concepts of one name in {names}; take one out or rename it")
-        if len({tuple((s, e.width) for s, e in sorted(c.right.items())) for c in self.concepts}) > 1:
-            raise ValueError("these erasures have different widths: they belong to different text encoders")
+        if (
+            len({tuple((s, e.width) for s, e in sorted(c.right.items())) for c in self.concepts})
+            > 1
+        ):
+            raise ValueError(
+                "these erasures have different widths: they belong to different text encoders"
+            )
         object.__setattr__(self, "concepts", tuple(sorted(self.concepts, key=lambda c: c.name)))
 
     # -- the edit -----------------------------------------------------------------------------
@@ -93,11 +99,15 @@ class Erasure:
         """The joint right side of all concepts, for each text stream."""
         if not self.concepts:
             raise ValueError("this erasure is empty: all concepts were taken out")
-        # What a concept has above 1 also reaches what concepts share, and would add up: they share it.
+        # What a concept has above 1 also reaches what concepts share, and would add up: they share
+        # it.
         count = len(self.concepts)
         strengths = [min(c.strength, 1 + (c.strength - 1) / count) for c in self.concepts]
         pairs = list(zip(self.concepts, strengths, strict=True))
-        return {s: joint([c.right[s].scaled(by) for c, by in pairs]) for s in sorted(self.concepts[0].right)}
+        return {
+            s: joint([c.right[s].scaled(by) for c, by in pairs])
+            for s in sorted(self.concepts[0].right)
+        }
 
     @cached_property
     def left(self) -> dict[str, LowRankEdit]:
@@ -138,7 +148,9 @@ class Erasure:
         return self.model.sites(names, kinds=self.kinds)
 
     def edit_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The edited tensor for each base tensor this erasure edits, in its dtype; the base is not checked.
+        """The edited tensor for each base tensor this erasure edits, in its dtype.
+
+        The base is not checked.
 
         Args:
             weights: Base tensors by name; those it does not edit are ignored.
@@ -152,13 +164,16 @@ class Erasure:
             weight, edit = weights[site.name], self.edit_of(site)
             if site.stream == TOKENS and weight.shape[-1] != edit.right.width:
                 raise WrongBase(
-                    f"{site.name} reads {weight.shape[-1]} features, this erasure is for {edit.right.width}"
+                    f"{site.name} reads {weight.shape[-1]} features, this erasure is for "
+                    f"{edit.right.width}"
                 )
             new[site.name] = edit.apply_to_weight(weight)
         return new
 
     def rounding(self, weights: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> float:
-        """What the cast to the weights' dtype loses of the edit: the worst tensor's `‖W' − W*‖ / ‖W* − W‖`.
+        """What the cast to the weights' dtype loses of the edit.
+
+        The worst tensor's `‖W' − W*‖ / ‖W* − W‖`.
 
         Args:
             weights: Base tensors by name.
@@ -200,7 +215,9 @@ class Erasure:
         names = {other} if isinstance(other, str) else set(other.names)
         missing = names - set(self.names)
         if missing:
-            raise ValueError(f"not erased here: {', '.join(sorted(missing))}; there are {', '.join(self.names)}")
+            raise ValueError(
+                f"not erased here: {', '.join(sorted(missing))}; there are {', '.join(self.names)}"
+            )
         return replace(self, concepts=tuple(c for c in self.concepts if c.name not in names))
 
     # -- base ---------------------------------------------------------------------------------
@@ -261,12 +278,14 @@ class Erasure:
         concepts = []
         for i, entry in enumerate(about["concepts"]):
             right = {s: LowRankEdit(*file.factors(tensors, f"{i}.{s}")) for s in entry.pop("right")}
-            left = {n: LowRankEdit(*file.factors(tensors, f"{i}.left.{n}")) for n in entry.pop("left")}
+            left = {
+                n: LowRankEdit(*file.factors(tensors, f"{i}.left.{n}")) for n in entry.pop("left")
+            }
             concepts.append(ErasedConcept(right=right, left=left, **entry))
         return cls(**about | {"concepts": tuple(concepts)})
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for i, concept in enumerate(self.concepts):
             sides = [(f"{i}.{s}", e) for s, e in concept.right.items()]
             sides += [(f"{i}.left.{n}", e) for n, e in concept.left.items()]

@@ -35,9 +35,14 @@ def dump(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
         about: JSON-ready description.
         tensors: By name, each of its own memory.
     """
-    text = json.dumps({"format": FORMAT, "tool": f"erase-sd {__version__}", **about}, ensure_ascii=False)
+    text = json.dumps(
+        {"format": FORMAT, "tool": f"erase-sd {__version__}", **about}, ensure_ascii=False
+    )
     # One key: the library writes metadata in an order that changes from run to run.
-    return save(dict(tensors), metadata={"erase_sd": json.dumps({"about": text, "sha256": _digest(text, tensors)})})
+    return save(
+        dict(tensors),
+        metadata={"erase_sd": json.dumps({"about": text, "sha256": _digest(text, tensors)})},
+    )
 
 
 def write(path: Path, content: bytes, *, force: bool) -> Path:
@@ -48,7 +53,10 @@ def write(path: Path, content: bytes, *, force: bool) -> Path:
 
 
 def stored(key: str, A: Tensor, B: Tensor) -> dict[str, Tensor]:
-    """The tensors that hold two factors: float32 if that is exact, and one of them if they are equal."""
+    """The tensors that hold two factors.
+
+    Float32 if that is exact, and one of them if they are equal.
+    """
     found = {f"{key}.{n}": _compact(x) for n, x in (("A", A), ("B", B))}
     if A.shape == B.shape and torch.equal(A, B):
         del found[f"{key}.A"]
@@ -79,8 +87,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The checked description and the tensors of an erasure file, of this format or an older one.
 
     Returns:
-        The fields of `Erasure`, with `concepts` as a list of fields of `ErasedConcept` in which `right` and
-        `left` are lists of names; and the tensors.
+        The fields of `Erasure`, with `concepts` as a list of fields of `ErasedConcept` in which
+        `right` and `left` are lists of names; and the tensors.
 
     Raises:
         ValueError: If the file is missing, damaged, hostile or of a newer format.
@@ -92,7 +100,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = f.metadata() or {}
             shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}  # noqa: SIM118
             if any(len(s) != 2 or s[0] > WIDEST or s[1] > min(s[0], 4096) for s in shapes.values()):
-                raise ValueError(f"{path} is malformed: expected factors of at most {WIDEST} rows, rank within the width")
+                raise ValueError(
+                    f"{path} is malformed: expected factors of at most {WIDEST} rows, rank within "
+                    "the width"
+                )
             text, checksum, about = _description(metadata, path)
             tensors = {k: f.get_tensor(k) for k in shapes}
     except (SafetensorError, OSError) as error:
@@ -101,11 +112,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is damaged or was altered: its checksum does not match")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool((tensor.abs() <= LARGEST_FACTOR).all()):
-            raise ValueError(f"{path} is malformed: {_short(name)} holds values that leave no finite weight")
+            raise ValueError(
+                f"{path} is malformed: {_short(name)} holds values that leave no finite weight"
+            )
     try:
         return _checked(about, shapes), tensors
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a complete erasure file: {_short(error)} is missing or malformed") from error
+        raise ValueError(
+            f"{path} is not a complete erasure file: {_short(error)} is missing or malformed"
+        ) from error
 
 
 def _description(metadata: Mapping[str, str], path: Path) -> tuple[str, str, dict[str, Any]]:
@@ -122,27 +137,39 @@ def _description(metadata: Mapping[str, str], path: Path) -> tuple[str, str, dic
     if not isinstance(own, dict) or type(own.get("format")) is not int:
         raise ValueError(f"{path} is not an erasure file of erase-sd")
     if own["format"] > FORMAT:
-        raise ValueError(f"{path} has format {own['format']}, this version reads up to {FORMAT}: upgrade")
+        raise ValueError(
+            f"{path} has format {own['format']}, this version reads up to {FORMAT}: upgrade"
+        )
     return text, checksum, own
 
 
 def _checked(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Every field with its type, length and range; what is wrong is named by a KeyError or a ValueError."""
+    """Every field with its type, length and range.
+
+    What is wrong is named by a KeyError or a ValueError.
+    """
     architecture = by_name(_text(about, "architecture"))
     if about["kinds"] not in ("k", "v", "kv"):
         raise ValueError("kinds")
     if not isinstance(about["concepts"], list) or len(about["concepts"]) > MOST_CONCEPTS:
         raise ValueError("concepts")
     base = about["base"]
-    if not isinstance(base, dict) or not all(re.fullmatch(r"[0-9a-f]{64}", str(v)) for v in base.values()):
+    if not isinstance(base, dict) or not all(
+        re.fullmatch(r"[0-9a-f]{64}", str(v)) for v in base.values()
+    ):
         raise ValueError("base")
     concepts = [_concept(entry, about["format"]) for entry in about["concepts"]]
     for i, concept in enumerate(concepts):
         if TOKENS not in concept["right"] or set(concept["right"]) - set(architecture.patterns):
             raise ValueError("right")
-        if any((site := architecture.site(n)) is None or not site.writes_values for n in concept["left"]):
+        if any(
+            (site := architecture.site(n)) is None or not site.writes_values
+            for n in concept["left"]
+        ):
             raise ValueError("left")
-        for key in [f"{i}.{s}" for s in concept["right"]] + [f"{i}.left.{n}" for n in concept["left"]]:
+        for key in [f"{i}.{s}" for s in concept["right"]] + [
+            f"{i}.left.{n}" for n in concept["left"]
+        ]:
             if shapes.get(f"{key}.A", shapes[f"{key}.B"]) != shapes[f"{key}.B"]:
                 raise ValueError(key)
     return {
@@ -206,12 +233,18 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
 def _plain(value: Any, depth: int) -> bool:
     """Whether a value is JSON of little depth, its numbers finite and its texts short."""
     if isinstance(value, dict):
-        return depth > 0 and all(isinstance(k, str) and _plain(v, depth - 1) for k, v in value.items())
+        return depth > 0 and all(
+            isinstance(k, str) and _plain(v, depth - 1) for k, v in value.items()
+        )
     if isinstance(value, list):
         return depth > 0 and len(value) <= 10_000 and all(_plain(v, depth - 1) for v in value)
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or isinstance(value, (bool, int)) or (isinstance(value, str) and len(value) <= 4_000)
+    return (
+        value is None
+        or isinstance(value, (bool, int))
+        or (isinstance(value, str) and len(value) <= 4_000)
+    )
 
 
 def _short(value: object) -> str:

@@ -32,7 +32,8 @@ def lora_tensors(
 
     Args:
         erasure: What to export.
-        weights: Base tensors by diffusers name, e.g. `down_blocks.0….attn2.to_k.weight`; not checked.
+        weights: Base tensors by diffusers name, e.g. `down_blocks.0….attn2.to_k.weight`; not
+            checked.
         style: Key names: "peft" for diffusers, "kohya" for A1111, Forge and ComfyUI.
         dtype: dtype of the factors.
 
@@ -52,7 +53,9 @@ def lora_tensors(
         down = F.pad(down, (0, 0, 0, spare)).to(dtype).contiguous()
         up = F.pad(up, (0, spare)).to(dtype).contiguous()
         if not bool(torch.isfinite(up).all() and torch.isfinite(down).all()):
-            raise ValueError(f"the factors of {site.name} are not finite in {dtype}; export float32")
+            raise ValueError(
+                f"the factors of {site.name} are not finite in {dtype}; export float32"
+            )
         if style == "peft":
             tensors[f"{model.denoiser}.{site.module}.lora_A.weight"] = down
             tensors[f"{model.denoiser}.{site.module}.lora_B.weight"] = up
@@ -96,7 +99,11 @@ def save_lora(
     metadata = {"format": "pt", "erase_sd": json.dumps(erasure.describe(), ensure_ascii=False)}
     if style == "kohya":
         rank = str(erasure.rank)
-        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+        metadata |= {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": rank,
+            "ss_network_alpha": rank,
+        }
     with atomic_path(path, force=force) as draft:
         save_file(tensors, draft, metadata=metadata)
     return path

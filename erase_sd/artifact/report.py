@@ -34,26 +34,39 @@ def certificate_lines(certificate: Mapping[str, Any], *, strength: float = 1.0) 
     """
     lines = []
     if "forget_residual" in certificate:
-        lines.append(f"{1 - certificate['forget_residual']:.1%} of what the forget prompts' states hold is gone")
+        lines.append(
+            f"{1 - certificate['forget_residual']:.1%} of what the forget prompts' states hold is "
+            "gone"
+        )
     if strength != 1:
         lines.append(
             f"strength {strength:g}: "
-            + (f"{strength - 1:.0%} more than all of it is taken, on purpose" if strength > 1 else "only that share")
+            + (
+                f"{strength - 1:.0%} more than all of it is taken, on purpose"
+                if strength > 1
+                else "only that share"
+            )
         )
     if "retain_drift" in certificate:
         lines.append(
             f"retained text moves {certificate['retain_drift']:.2%}, the empty prompt "
-            f"{certificate.get('null_change', 0):.2%}; largest gain {certificate.get('norm', 1):.2f}"
+            f"{certificate.get('null_change', 0):.2%}; largest gain "
+            f"{certificate.get('norm', 1):.2f}"
         )
     for prompt, drift in (certificate.get("retain_contradicts") or {}).items():
-        lines.append(f"{printable(prompt, 60)!r} moves {drift:.1%} all the same: it is too near what is erased")
+        lines.append(
+            f"{printable(prompt, 60)!r} moves {drift:.1%} all the same: it is too near what is "
+            "erased"
+        )
     if "unreachable" in certificate:
         lines.append(
-            f"{certificate['unreachable']:.0%} of what sets it apart in the values can be written by no input at all"
+            f"{certificate['unreachable']:.0%} of what sets it apart in the values can be written "
+            "by no input at all"
         )
     elif "revivable" in certificate:
         lines.append(
-            f"a hostile embedding could bring back {certificate['revivable']:.0%}, by linear estimate; "
+            f"a hostile embedding could bring back {certificate['revivable']:.0%}, by linear "
+            "estimate; "
             "real attacks may bring back more"
         )
     return lines
@@ -61,8 +74,15 @@ def certificate_lines(certificate: Mapping[str, Any], *, strength: float = 1.0) 
 
 def concept_lines(concept: ErasedConcept) -> list[str]:
     """One concept: how it was erased, and its certificate."""
-    head = f"{printable(concept.name)!r} with {printable(concept.method, 60)} ({options_text(concept.options)})"
-    return [head, *("  " + line for line in certificate_lines(concept.certificate, strength=concept.strength))]
+    options = options_text(concept.options)
+    head = f"{printable(concept.name)!r} with {printable(concept.method, 60)} ({options})"
+    return [
+        head,
+        *(
+            "  " + line
+            for line in certificate_lines(concept.certificate, strength=concept.strength)
+        ),
+    ]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from erase_sd.cli.common import add_model, add_output, parser, quiet_libraries, report, run_of
 
 EXAMPLES = """  erase-concept apply cat.safetensors --out cat-free
-  erase-concept apply cat.safetensors --model sd15.safetensors --tokenizer ./clip --out sd15-no-cat.safetensors
-  erase-concept apply cat.safetensors dog.safetensors --model ./sd15 --scale 0.8 --out ./sd15-edited"""
+  erase-concept apply cat.safetensors --model sd15.safetensors --tokenizer ./clip --out
+  sd15-no-cat.safetensors erase-concept apply cat.safetensors dog.safetensors --model ./sd15 --scale
+  0.8 --out
+  ./sd15-edited"""
 
 
 def run(argv: list[str]) -> int:
@@ -18,9 +20,14 @@ def run(argv: list[str]) -> int:
     add_model(p)
     add_output(p, "folder, or for a single file the file, to write", undo=True)
     p.add_argument(
-        "--scale", type=float, default=1.0, help="what multiplies the change: 0 changes nothing, 1 as made (default)"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="what multiplies the change: 0 changes nothing, 1 as made (default)",
     )
-    p.add_argument("--allow-other-base", action="store_true", help="apply although the base weights differ")
+    p.add_argument(
+        "--allow-other-base", action="store_true", help="apply although the base weights differ"
+    )
     args = p.parse_args(argv)
     quiet_libraries()
     from erase_sd.operations.applying import apply

@@ -15,11 +15,17 @@ Without --out the card is printed; --results adds the numbers of an evaluation."
 
 def run(argv: list[str]) -> int:
     """Write or print the card."""
-    p = parser("card", "A model card (Markdown, with the Hub's metadata) for an erasure or an erased model.", EXAMPLES)
+    p = parser(
+        "card",
+        "A model card (Markdown, with the Hub's metadata) for an erasure or an erased model.",
+        EXAMPLES,
+    )
     p.add_argument("path", type=Path, help="erasure file or erased checkpoint")
     p.add_argument("--base-model", default="", help="Hub id of what it was made from")
     p.add_argument(
-        "--license", default="", help="licence of the base model, as the Hub names it (such as creativeml-openrail-m)"
+        "--license",
+        default="",
+        help="licence of the base model, as the Hub names it (such as creativeml-openrail-m)",
     )
     p.add_argument("--results", type=Path, help="folder of an `eval run` with these numbers")
     p.add_argument("--out", type=Path, help="file to write (default: the screen)")

@@ -65,13 +65,21 @@ def add_model(p: argparse.ArgumentParser) -> None:
         "--model",
         default=EMBEDDED,
         metavar="MODEL",
-        help=f"base model: diffusers folder, single .safetensors file or Hub id (default: {EMBEDDED}, the small one "
-        "in this package)",
+        help="base model: diffusers folder, single .safetensors file or Hub id "
+        f"(default: {EMBEDDED}, the small one in this package)",
     )
     p.add_argument("--variant", default="", help="weights variant of a folder or Hub id, e.g. fp16")
     p.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    p.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer of a single file (default: CLIP's, from the Hub)")
-    p.add_argument("--allow-pickle", action="store_true", help="read a .ckpt, by torch's loader of tensors alone")
+    p.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="tokenizer of a single file (default: CLIP's, from the Hub)",
+    )
+    p.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read a .ckpt, by torch's loader of tensors alone",
+    )
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -79,11 +87,18 @@ def source_of(args: argparse.Namespace) -> Source:
     from erase_sd.operations.common import Source
 
     tokenizer = {"tokenizer": args.tokenizer} if args.tokenizer else {}
-    return Source(variant=args.variant, revision=args.revision, allow_pickle=args.allow_pickle, **tokenizer)
+    return Source(
+        variant=args.variant, revision=args.revision, allow_pickle=args.allow_pickle, **tokenizer
+    )
 
 
-def add_output(p: argparse.ArgumentParser, what: str, *, required: bool = True, undo: bool = False) -> None:
-    """`--out`, `--force`, `--json` and, where a checkpoint is written, `--keep-undo` and `--dry-run`."""
+def add_output(
+    p: argparse.ArgumentParser, what: str, *, required: bool = True, undo: bool = False
+) -> None:
+    """`--out`, `--force`, `--json` and, where a checkpoint is written.
+
+    `--keep-undo` and `--dry-run`.
+    """
     p.add_argument("--out", type=Path, required=required, help=what)
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
     p.add_argument("--json", action="store_true", help="what was done, as JSON on stdout")
@@ -91,16 +106,21 @@ def add_output(p: argparse.ArgumentParser, what: str, *, required: bool = True, 
         p.add_argument(
             "--keep-undo",
             action="store_true",
-            help="also write OUT.undo.safetensors, for `remove`: keep it private, it holds the concept",
+            help="also write OUT.undo.safetensors, for `remove`: keep it private, "
+            "it holds the concept",
         )
-        p.add_argument("--dry-run", action="store_true", help="check and compute everything, write nothing")
+        p.add_argument(
+            "--dry-run", action="store_true", help="check and compute everything, write nothing"
+        )
 
 
 def run_of(args: argparse.Namespace) -> Run:
     """How to run, from whatever of these arguments a command has."""
     from erase_sd.operations.common import Run
 
-    given = {k: v for k, v in vars(args).items() if k in ("device", "force", "keep_undo", "dry_run")}
+    given = {
+        k: v for k, v in vars(args).items() if k in ("device", "force", "keep_undo", "dry_run")
+    }
     return Run(**given, **({"source": source_of(args)} if "revision" in args else {}))
 
 
@@ -122,27 +142,45 @@ def add_concept(p: argparse.ArgumentParser) -> None:
         help="what to forget: a prompt, set:NAME or file:PATH (one prompt a line); repeatable",
     )
     p.add_argument(
-        "--retain", action="append", default=[], metavar="PROMPT", help="what to keep besides the defaults; likewise"
+        "--retain",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="what to keep besides the defaults; likewise",
     )
-    p.add_argument("--method", default=DEFAULT, choices=list(METHODS), help=f"default: {DEFAULT}; see `methods`")
+    p.add_argument(
+        "--method",
+        default=DEFAULT,
+        choices=list(METHODS),
+        help=f"default: {DEFAULT}; see `methods`",
+    )
     p.add_argument("--rank", type=int, help="directions to remove (methods that have a rank)")
     p.add_argument("--epsilon", type=float, help="relative ridge (methods that have one)")
     p.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of the method; repeatable",
     )
     p.add_argument(
         "--strength",
         type=float,
-        help="0 changes nothing, 1 projects out; default: the method's own, 1.25 (styles: 1.5) for rayleigh, else 1",
+        help="0 changes nothing, 1 projects out (default: the method's own)",
     )
     p.add_argument(
         "--robust",
         action="store_true",
-        help="also erase synonyms the text encoder knows and the embeddings that would revive the concept",
+        help="also erase synonyms the text encoder knows and the embeddings that would "
+        "revive the concept",
     )
     p.add_argument("--tokens", help="token rule of the forget features; see `methods`")
-    p.add_argument("--toward", metavar="PROMPT", help="where methods with a target move the concept")
-    p.add_argument("--name", help="name of the concept in the erasure file (default: the first prompt)")
+    p.add_argument(
+        "--toward", metavar="PROMPT", help="where methods with a target move the concept"
+    )
+    p.add_argument(
+        "--name", help="name of the concept in the erasure file (default: the first prompt)"
+    )
 
 
 def prompts_of(args: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -157,7 +195,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """How to erase, from `--method`, `--option` and the rest."""
     from erase_sd.fit.solve import Settings
 
-    given: dict[str, Any] = {k: getattr(args, k) for k in ("rank", "epsilon") if getattr(args, k) is not None}
+    given: dict[str, Any] = {
+        k: getattr(args, k) for k in ("rank", "epsilon") if getattr(args, k) is not None
+    }
     for pair in args.option:
         key, equals, value = pair.partition("=")
         if not equals:

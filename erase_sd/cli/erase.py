@@ -19,8 +19,8 @@ from erase_sd.cli.common import (
 EXAMPLES = """  erase-concept erase --forget cat
   erase-concept erase --forget cat --forget kitten --retain dog --out cat-free
   erase-concept erase --model ./stable-diffusion-v1-4 --forget set:nudity --out ./sd14-safe
-  erase-concept erase --model sdxl.safetensors --tokenizer ./clip --forget "Mickey Mouse" --keep-undo
-  erase-concept erase --forget cat --robust --out cat-free-robust
+  erase-concept erase --model sdxl.safetensors --tokenizer ./clip --forget "Mickey Mouse"
+  --keep-undo erase-concept erase --forget cat --robust --out cat-free-robust
   erase-concept erase --forget set:weapons --method uce --toward "a toy" --json
 
 The result is what the model was, a plain diffusers folder or a single file, and with it
@@ -35,13 +35,25 @@ def run(argv: list[str]) -> int:
     add_model(p)
     add_concept(p)
     add_output(
-        p, "folder or single file to write, as --model is (default: MODEL-without-CONCEPT)", required=False, undo=True
+        p,
+        "folder or single file to write, as --model is (default: MODEL-without-CONCEPT)",
+        required=False,
+        undo=True,
     )
     p.add_argument(
-        "--images", type=int, metavar="N", help="images per subject before and after (default: 8 on emoji-sd, else none)"
+        "--images",
+        type=int,
+        metavar="N",
+        help="images per subject before and after (default: 8 on emoji-sd, else none)",
     )
-    p.add_argument("--steps", type=int, default=20, help="denoising steps of those images (default 20)")
-    p.add_argument("--device", default="cpu", help="where text is encoded and images are made: cpu, cuda, cuda:1, mps")
+    p.add_argument(
+        "--steps", type=int, default=20, help="denoising steps of those images (default 20)"
+    )
+    p.add_argument(
+        "--device",
+        default="cpu",
+        help="where text is encoded and images are made: cpu, cuda, cuda:1, mps",
+    )
     args = p.parse_args(argv)
     settings = settings_of(args)
     forget, retain = prompts_of(args)

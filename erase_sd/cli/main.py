@@ -42,7 +42,9 @@ exit codes: 0 done, 1 a check failed or a disk did, 2 wrong use
 
 def usage() -> str:
     """The top-level help."""
-    return USAGE.format(commands="\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items()))
+    return USAGE.format(
+        commands="\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,10 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nerase-concept: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
-    except Exception as error:  # a fault of ours: one line for the user, everything for us on request
+    except (
+        Exception
+    ) as error:  # a fault of ours: one line for the user, everything for us on request
         if os.environ.get("ERASE_SD_DEBUG"):
             raise
-        text = f"unexpected {type(error).__name__}: {error} (ERASE_SD_DEBUG=1 shows where; please report it)"
+        advice = "ERASE_SD_DEBUG=1 shows where; please report it"
+        text = f"unexpected {type(error).__name__}: {error} ({advice})"
         return _fail(name, RuntimeError(text), 1)
 
 

@@ -19,7 +19,9 @@ def run(argv: list[str]) -> int:
     from erase_sd.text.tokens import TOKEN_RULES
 
     if args.json:
-        print_json({name: asdict(m) | {"options": asdict(m.options())} for name, m in METHODS.items()})
+        print_json(
+            {name: asdict(m) | {"options": asdict(m.options())} for name, m in METHODS.items()}
+        )
         return 0
     for method in METHODS.values():
         print("\n".join(describe(method)) + "\n")
@@ -34,10 +36,15 @@ def describe(method: Method) -> list[str]:
     options = ", ".join(
         f"{k} = {'chosen' if v is None else v}" for k, v in asdict(method.options()).items()
     )
-    target = f"; moves toward {method.anchor or 'the empty prompt'!r}" if method.anchor is not None else ""
+    target = (
+        f"; moves toward {method.anchor or 'the empty prompt'!r}"
+        if method.anchor is not None
+        else ""
+    )
     return [
         f"{method.name}{'  (default)' if method.name == DEFAULT else ''}",
         f"    {method.summary}",
-        f"    options: {options or 'none'}; tokens {method.tokens}; retains {method.retain}{target}",
+        f"    options: {options or 'none'}; tokens {method.tokens}; retains "
+        f"{method.retain}{target}",
         f"    source:  {method.source}",
     ]

@@ -22,11 +22,19 @@ EXAMPLES = """  erase-concept preflight --forget cat
 
 def run(argv: list[str]) -> int:
     """Measure; write nothing but an optional plot."""
-    p = parser("preflight", "What would this erasure hit? Seconds, no image, nothing written.", EXAMPLES)
+    p = parser(
+        "preflight", "What would this erasure hit? Seconds, no image, nothing written.", EXAMPLES
+    )
     add_model(p)
     add_concept(p)
-    p.add_argument("--max-drift", type=float, help="find the largest rank and strength whose retain drift stays below")
-    p.add_argument("--plot", type=Path, help="PNG with the spectrum and the words that would be hit")
+    p.add_argument(
+        "--max-drift",
+        type=float,
+        help="find the largest rank and strength whose retain drift stays below",
+    )
+    p.add_argument(
+        "--plot", type=Path, help="PNG with the spectrum and the words that would be hit"
+    )
     p.add_argument("--force", action="store_true", help="replace --plot if it exists")
     p.add_argument("--json", action="store_true", help="as JSON")
     args = p.parse_args(argv)

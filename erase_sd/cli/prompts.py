@@ -35,5 +35,8 @@ def run(argv: list[str]) -> int:
         print_json([asdict(s) for s in sets])
     else:
         for s in sets:
-            print(f"{s.name:<14}{len(s.concepts):>3} concepts, {len(s.prompts()):>4} prompts  {s.description}")
+            print(
+                f"{s.name:<14}{len(s.concepts):>3} concepts, {len(s.prompts()):>4} prompts  "
+                f"{s.description}"
+            )
     return 0

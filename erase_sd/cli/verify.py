@@ -10,12 +10,17 @@ EXAMPLES = """  erase-concept verify cat.safetensors
   erase-concept verify cat.safetensors --model ./sd15
   erase-concept verify ./cat-free
 
-Is this file intact, is that its base, does this checkpoint hold exactly what its erasure says? Exit code 1 if not."""
+Is this file intact, is that its base, does this checkpoint hold exactly what its erasure says? Exit
+code 1 if not."""
 
 
 def run(argv: list[str]) -> int:
     """Exit 0 if everything holds, 1 if not."""
-    p = parser("verify", "Check an erasure file against its base, or an erased checkpoint against both.", EXAMPLES)
+    p = parser(
+        "verify",
+        "Check an erasure file against its base, or an erased checkpoint against both.",
+        EXAMPLES,
+    )
     p.add_argument("path", type=Path, help="erasure file or erased checkpoint")
     add_model(p)
     p.add_argument("--json", action="store_true", help="the checks as JSON")

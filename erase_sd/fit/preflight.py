@@ -91,7 +91,9 @@ def budget(
         options = {**settings.options, **({} if rank is None else {"rank": rank})}
         tried = replace(settings, strength=1.0, options=options)
         try:
-            concept = fit(encoder, forget, retain=retain, weights=weights, settings=tried).concepts[0]
+            concept = fit(encoder, forget, retain=retain, weights=weights, settings=tried).concepts[
+                0
+            ]
         except ValueError:
             if best is None:
                 raise

@@ -37,8 +37,8 @@ class Settings:
         strength: 1 is the method's own edit; 0 changes nothing.
         contexts: Sentences that short forget prompts are put in.
         near: Cosine above which a background prompt is left out of the retain moment.
-        robust: Also erase the vocabulary's synonyms of the concept, and the embeddings that would revive
-            it (see `erase_sd.algebra.robust.harden`).
+        robust: Also erase the vocabulary's synonyms of the concept, and the embeddings that would
+            revive it (see `erase_sd.algebra.robust.harden`).
         options: The method's own options, by name.
     """
 
@@ -103,7 +103,10 @@ def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
     if settings.robust and "rank" not in opt.names(spec.options):
-        raise ValueError("--robust needs a method that projects: rayleigh, unlink, unlink-deflated or unlink-oblique")
+        raise ValueError(
+            "--robust needs a method that projects: rayleigh, unlink, unlink-deflated or "
+            "unlink-oblique"
+        )
     return Resolved(spec, float(strength), options)
 
 
@@ -136,7 +139,10 @@ def fit(
     chosen = resolve(settings, forget)
     task = make_task(encoder, forget, retain, settings)
     edited = (
-        {s.name: weights[s.name] for s in encoder.architecture.sites(weights, kinds=chosen.spec.kinds)}
+        {
+            s.name: weights[s.name]
+            for s in encoder.architecture.sites(weights, kinds=chosen.spec.kinds)
+        }
         if weights
         else {}
     )
@@ -150,7 +156,9 @@ def fit(
     return erasure.bound_to(edited) if edited else erasure
 
 
-def make_task(encoder: TextEncoder, forget: Sequence[str], retain: Sequence[str], settings: Settings) -> Task:
+def make_task(
+    encoder: TextEncoder, forget: Sequence[str], retain: Sequence[str], settings: Settings
+) -> Task:
     """The prompts of a concept, checked; with `robust`, also the vocabulary's synonyms.
 
     Raises:
@@ -201,7 +209,9 @@ def solve(
         about |= {"revivable_by_round": [round(v, 4) for v in history]} if history else {}
         if stream == TOKENS and task.named:
             drifts = task.drifts(right[stream])
-            about["retain_contradicts"] = {p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED}
+            about["retain_contradicts"] = {
+                p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED
+            }
         certificates[stream] = about
     return ErasedConcept(
         name=task.forget[0],
@@ -223,7 +233,9 @@ def _right(
 ) -> tuple[LowRankEdit, list[float]]:
     """The edit of one stream's features, and what `harden` saw on its way."""
     options = chosen.options
-    if stream == POOLED and getattr(options, "rank", None):  # one vector a prompt may span fewer directions
+    if stream == POOLED and getattr(
+        options, "rank", None
+    ):  # one vector a prompt may span fewer directions
         options = replace(options, rank=min(options.rank, int(problem.forget.count)))
     if not robust:
         return chosen.spec.solve(problem, options), []

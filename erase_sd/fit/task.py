@@ -21,25 +21,37 @@ from erase_sd.text.tokens import PromptStates
 
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
 
-# How much a user's retain prompts weigh beside the background: enough that thousands of words do not drown
-# them, too little to crowd out the concept's own directions when many concepts go.
+# How much a user's retain prompts weigh beside the background: enough that thousands of words do
+# not drown them, too little to crowd out the concept's own directions when many concepts go.
 OWN = 0.1
 
 # "by someone", "in the style of something" say how a thing is drawn.
 _MANNER = ("by ", "in the style of ")
 
-_THINGS = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", "a chair {}", "a flower {}")
+_THINGS = (
+    "{}",
+    "a photo of a {}",
+    "a house {}",
+    "a tree {}",
+    "a person {}",
+    "a chair {}",
+    "a flower {}",
+)
 
 
 def is_style(forget: Sequence[str]) -> bool:
-    """Whether the prompts name a manner of drawing: one of them begins with "by" or "in the style of"."""
+    """Whether the prompts name a manner of drawing.
+
+    One of them begins with "by" or "in the style of".
+    """
     return any(p.lower().startswith(_MANNER) for p in forget)
 
 
 def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
     """Each short prompt in every context; those of over three words are sentences and stay alone.
 
-    A style stands behind things instead ("a house by someone"): what it does to them is what must go.
+    A style stands behind things instead ("a house by someone"): what it does to them is what must
+    go.
     """
     if len(contexts) > 1 and is_style(prompts):
         return clean(c.format(p) if len(p.split()) <= 8 else p for p in prompts for c in _THINGS)
@@ -77,10 +89,15 @@ class Task:
         if not self.forget:
             raise ValueError("the forget prompts are empty; write at least one word")
         if self.retain and self.retain_source == "none":
-            raise ValueError("this method protects nothing, so it has no use for retain prompts; use another --method")
+            raise ValueError(
+                "this method protects nothing, so it has no use for retain prompts; use another "
+                "--method"
+            )
         both = sorted({p.lower() for p in self.forget} & {p.lower() for p in self.retain})
         if both:
-            raise ValueError(f"asked both to forget and to retain {both[0]!r}; take it out of one list")
+            raise ValueError(
+                f"asked both to forget and to retain {both[0]!r}; take it out of one list"
+            )
 
     @property
     def retain_prompts(self) -> list[str]:
@@ -95,7 +112,9 @@ class Task:
     def ordinary(self) -> dict[Stream, SecondMoment]:
         """Each stream's background, less what is near the forget prompts."""
         everything = background(self.encoder)
-        return everything.without(self.encoder, everything.near(meanings(self.encoder, list(self.forget)), self.near))
+        return everything.without(
+            self.encoder, everything.near(meanings(self.encoder, list(self.forget)), self.near)
+        )
 
     @cached_property
     def retain_moments(self) -> dict[Stream, SecondMoment]:
@@ -103,11 +122,16 @@ class Task:
         if self.retain_source == "listed":
             return self.encoder.moments(self.retain_prompts, self.tokens, progress="retain prompts")
         if self.retain_source == "none":
-            return {stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()}
+            return {
+                stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()
+            }
         kept = dict(self.ordinary)
         if self.retain:
             own = self.encoder.moments(list(self.retain), RULE, progress="retain prompts")
-            kept = {stream: moment + own[stream].weighing(OWN * moment.count) for stream, moment in kept.items()}
+            kept = {
+                stream: moment + own[stream].weighing(OWN * moment.count)
+                for stream, moment in kept.items()
+            }
         return kept
 
     @cached_property
@@ -124,8 +148,11 @@ class Task:
     @cached_property
     def retain_subjects(self) -> dict[Stream, Tensor]:
         """The same of the retain prompts that are looked at one by one."""
-        # A background has the neutral nouns in it; what the user names is looked at prompt by prompt.
-        return self.encoder.subjects(self.retain if self.retain_source == "background" else self.retain_prompts)
+        # A background has the neutral nouns in it; what the user names is looked at prompt by
+        # prompt.
+        return self.encoder.subjects(
+            self.retain if self.retain_source == "background" else self.retain_prompts
+        )
 
     @cached_property
     def named(self) -> list[PromptStates]:
@@ -138,7 +165,10 @@ class Task:
         return self.encoder.encode([""])
 
     def drifts(self, edit: LowRankEdit, stream: Stream = TOKENS) -> dict[str, float]:
-        """How far an edit moves the states of each prompt that the user named, relative to their norm."""
+        """How far an edit moves the states of each prompt that the user named.
+
+        Relative to their norm.
+        """
         found: dict[str, float] = {}
         for states in self.named:
             for i, prompt in enumerate(states.prompts):
@@ -161,14 +191,17 @@ class Task:
             concepts=self.forget_subjects[stream],
             anchors=self._anchors(stream),
             kept=self.retain_subjects[stream],
-            named=torch.cat([s.rows(RULE, stream) for s in self.named]) if self.named else torch.zeros(0, 0),
+            named=torch.cat([s.rows(RULE, stream) for s in self.named])
+            if self.named
+            else torch.zeros(0, 0),
             weight_gram=gram if gram is not None else torch.zeros(0, 0),
         )
 
     def _anchors(self, stream: Stream) -> Tensor:
         if self.anchor is None:
             return torch.zeros(0, self.encoder.widths[stream])
-        # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject token.
+        # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject
+        # token.
         if self.anchor.strip() or stream == POOLED:
             target = self.encoder.subjects([self.anchor])[stream]
         else:

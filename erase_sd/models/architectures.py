@@ -1,8 +1,10 @@
-"""Where an edit goes, per architecture: which tensors read the prompt, and how the prompt reaches them.
+"""Where an edit goes, per architecture.
 
-A *stream* is one kind of text feature. "tokens" are the states of every token, which attention reads;
-"pooled" is one vector for the whole prompt, which modulates the network. Each has its own edit: a
-model that reads both leaks through whichever is forgotten.
+Which tensors read the prompt, and how the prompt reaches them.
+
+A *stream* is one kind of text feature. "tokens" are the states of every token, which attention
+reads; "pooled" is one vector for the whole prompt, which modulates the network. Each has its own
+edit: a model that reads both leaks through whichever is forgotten.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Site:
     """One tensor that reads the prompt.
 
     Attributes:
-        name: Its diffusers name, e.g. `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`.
+        name: Its diffusers name, e.g.
+            `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`.
         stream: Which text features it reads.
         kind: "k" for keys, "v" for values, "" where one matrix feeds both.
     """
@@ -50,9 +53,10 @@ class Tower:
     Attributes:
         suffix: It lies in `text_encoder{suffix}/` and `tokenizer{suffix}/`.
         kind: "clip" or "t5".
-        layer: −1 for the last hidden state (after the final norm), −2 for the one before the last layer.
-        segment: Which token sequence its states belong to; towers of one segment are concatenated along
-            features, segments along tokens. None if the denoiser does not read its tokens.
+        layer: −1 for the last hidden state (after the final norm), −2 for the one before the last
+            layer.
+        segment: Which token sequence its states belong to; towers of one segment are concatenated
+            along features, segments along tokens. None if the denoiser does not read its tokens.
         pooled: Name of the output that goes into the pooled stream, or "".
         length: Tokens a prompt is padded to; None for the encoder's own 77.
         masked: Whether padding is hidden from the encoder.
@@ -76,8 +80,8 @@ class Architecture:
         denoiser: Sub-folder of a diffusers checkpoint that holds the network.
         class_name: Its `_class_name` in `config.json`.
         requires: Further entries of `config.json`; None means absent or null.
-        patterns: For each stream, a regular expression over tensor names. A group `kind`, "k" or "v",
-            tells keys from values.
+        patterns: For each stream, a regular expression over tensor names. A group `kind`, "k" or
+            "v", tells keys from values.
         towers: The text encoders, in the order of their features.
     """
 
@@ -181,7 +185,9 @@ def identify(config: Mapping[str, Any]) -> Architecture:
             return architecture
     known = ", ".join(f"{a.name} ({a.class_name})" for a in ARCHITECTURES)
     extra = "".join(
-        f" with {key} {config[key]}" for key in ("addition_embed_type", "encoder_hid_dim_type") if config.get(key)
+        f" with {key} {config[key]}"
+        for key in ("addition_embed_type", "encoder_hid_dim_type")
+        if config.get(key)
     )
     raise ValueError(f"unsupported denoiser {config.get('_class_name')}{extra}; supported: {known}")
 
@@ -195,4 +201,6 @@ def by_name(name: str) -> Architecture:
     for architecture in ARCHITECTURES:
         if architecture.name == name:
             return architecture
-    raise ValueError(f"unknown architecture {name!r}; there are {', '.join(a.name for a in ARCHITECTURES)}")
+    raise ValueError(
+        f"unknown architecture {name!r}; there are {', '.join(a.name for a in ARCHITECTURES)}"
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints without a pipeline: read the tensors an edit touches, write a copy with those replaced.
+"""Checkpoints without a pipeline.
+
+Read the tensors an edit touches, write a copy with those replaced.
 
 A diffusers folder (also sharded, also a variant) and a single file in the original layout are one
 thing: some files, and for every tensor to edit, which of them holds it under which name. The
@@ -32,7 +34,19 @@ from erase_sd.models.files import (
 LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
 
 # Files that may hold the denoiser's weights once more.
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".gguf")
+WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".ckpt",
+    ".pt",
+    ".pth",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".pb",
+    ".h5",
+    ".gguf",
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,11 @@ class Checkpoint(abc.ABC):
     def _overwrite(self, changed: Mapping[str, Tensor], copies: Mapping[Path, Path]) -> None:
         """Write changed tensors into copies of the files that hold them."""
         for file, copy in copies.items():
-            here = {stored: changed[n] for n, (f, stored) in self.where.items() if f == file and n in changed}
+            here = {
+                stored: changed[n]
+                for n, (f, stored) in self.where.items()
+                if f == file and n in changed
+            }
             if here:
                 overwrite_tensors(copy, here)
 
@@ -87,7 +105,9 @@ class Checkpoint(abc.ABC):
         *,
         force: bool = False,
     ) -> None:
-        """Write a copy with some tensors replaced, and small files that belong to it; whole or not at all.
+        """Write a copy with some tensors replaced, and small files that belong to it.
+
+        Whole or not at all.
 
         Args:
             out: Folder or file to create.
@@ -102,7 +122,10 @@ class Checkpoint(abc.ABC):
 
     @staticmethod
     def beside(path: Path, name: str) -> Path:
-        """Where a small file of an erased checkpoint lies: inside a folder, beside a single file."""
+        """Where a small file of an erased checkpoint lies.
+
+        Inside a folder, beside a single file.
+        """
         return path / name if path.is_dir() else path.with_name(f"{path.stem}.{name}")
 
     @classmethod
@@ -112,8 +135,13 @@ class Checkpoint(abc.ABC):
 
 
 def undo_file(path: Path) -> Path:
-    """Where the original tensors of an erased checkpoint are kept on request: beside it, not in it."""
-    return path.with_name((path.name if path.suffix != ".safetensors" else path.stem) + ".undo.safetensors")
+    """Where the original tensors of an erased checkpoint are kept on request.
+
+    Beside it, not in it.
+    """
+    return path.with_name(
+        (path.name if path.suffix != ".safetensors" else path.stem) + ".undo.safetensors"
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +166,11 @@ class DiffusersFolder(Checkpoint):
             raise ValueError(f"no such model: {path}")
         if not (path / "model_index.json").is_file():
             raise ValueError(f"{path} is not a diffusers checkpoint: it has no model_index.json")
-        name = "unet" if (path / "unet").is_dir() or not (path / "transformer").is_dir() else "transformer"
+        name = (
+            "unet"
+            if (path / "unet").is_dir() or not (path / "transformer").is_dir()
+            else "transformer"
+        )
         config = path / name / "config.json"
         settings = _json(config)
         architecture = identify(settings)
@@ -174,8 +206,8 @@ class DiffusersFolder(Checkpoint):
         """Write a copy of the folder with some tensors replaced; whole or not at all.
 
         What did not change is copied byte for byte: a text encoder re-saved by another version of
-        transformers may not load elsewhere. Other copies of the denoiser's weights (variants, pickles,
-        single files) are left behind, since they would still hold the concept.
+        transformers may not load elsewhere. Other copies of the denoiser's weights (variants,
+        pickles, single files) are left behind, since they would still hold the concept.
         """
         keep = {f.name for f in self.denoiser_files}
         denoiser = self.path / self.architecture.denoiser
@@ -188,13 +220,17 @@ class DiffusersFolder(Checkpoint):
             elif here == denoiser:
                 index = _index_name(self.variant)
                 gone |= {n for n in names if n.endswith(WEIGHTS) and n not in keep}
-                gone |= {n for n in names if n.endswith(".index.json") and (n != index or len(keep) == 1)}
+                gone |= {
+                    n for n in names if n.endswith(".index.json") and (n != index or len(keep) == 1)
+                }
             return gone
 
         with atomic_path(out, force=force) as draft:
             shutil.copytree(self.path, draft, symlinks=False, ignore=leave, copy_function=fast_copy)
             make_readable(draft)  # a read-only base gives read-only copies
-            self._overwrite(changed, {f: draft / f.relative_to(self.path) for f in self.denoiser_files})
+            self._overwrite(
+                changed, {f: draft / f.relative_to(self.path) for f in self.denoiser_files}
+            )
             for name, content in files.items():
                 (draft / name).write_bytes(content)
 
@@ -229,7 +265,9 @@ def _denoiser_files(folder: Path, variant: str) -> list[Path]:
     names = sorted({str(s) for s in shards.values()})
     for name in names:
         if name != Path(name).name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}: shards are .safetensors files of the same folder")
+            raise ValueError(
+                f"{index} names {name!r}: shards are .safetensors files of the same folder"
+            )
         if not (folder / name).is_file():
             raise ValueError(f"{index} names {name}, which is missing: the download is incomplete")
     return [folder / name for name in names]

@@ -1,4 +1,6 @@
-"""Files: tensors by byte range, copies at the file system's speed, outputs that appear whole or not at all.
+"""Files: tensors by byte range, copies at the file system's speed.
+
+Outputs that appear whole or not at all.
 
 Nothing is deserialised but safetensors. What a run writes stands under a temporary name until it is
 complete and synced, and then takes its place by one rename.
@@ -92,7 +94,8 @@ def stream_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Float tensors of a safetensors file one after another, without mapping the file into memory.
 
-    A mapping counts as memory for as long as one tensor of it lives; a tensor read here is all there is.
+    A mapping counts as memory for as long as one tensor of it lives; a tensor read here is all
+    there is.
 
     Args:
         path: An intact file.
@@ -114,7 +117,11 @@ def stream_tensors(
             buffer = bytearray(end - begin)
             if f.readinto(buffer) != len(buffer):
                 raise ValueError(f"{path} is truncated at {name}")
-            flat = torch.frombuffer(buffer, dtype=_FLOATS[about["dtype"]]) if buffer else torch.zeros(0)
+            flat = (
+                torch.frombuffer(buffer, dtype=_FLOATS[about["dtype"]])
+                if buffer
+                else torch.zeros(0)
+            )
             yield name.removeprefix(prefix), flat.view(about["shape"])
 
 
@@ -199,7 +206,9 @@ def _place_folder(draft: Path, target: Path, old: Path, *, force: bool) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths in one step (Linux's renameat2), so that each name always holds something whole.
+    """Swap two paths in one step (Linux's renameat2).
+
+    So that each name always holds something whole.
 
     Returns:
         False where the system or the file system has no such call; nothing was done then.
@@ -234,12 +243,18 @@ def check_target(target: Path, *, force: bool = False) -> None:
     """
     if not os.path.lexists(target):
         return
-    if not target.is_file() and not target.is_dir():  # renaming over a device would replace the device
-        raise FileExistsError(f"{target} is a device, a pipe or a broken link; name a file or a folder")
+    if (
+        not target.is_file() and not target.is_dir()
+    ):  # renaming over a device would replace the device
+        raise FileExistsError(
+            f"{target} is a device, a pipe or a broken link; name a file or a folder"
+        )
     if not force:
         raise FileExistsError(f"{target} exists; choose another --out or add --force")
     if target.is_dir() and any(target.iterdir()) and not (target / PROVENANCE).is_file():
-        raise FileExistsError(f"{target} holds no {PROVENANCE}: it was not written by this tool and is not replaced")
+        raise FileExistsError(
+            f"{target} holds no {PROVENANCE}: it was not written by this tool and is not replaced"
+        )
 
 
 def check_apart(out: Path, base: Path) -> None:
@@ -258,7 +273,9 @@ def check_room(out: Path, size: int) -> None:
     parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if free < size:
-        raise OSError(f"{parent} has {free / 1e9:.1f} GB free, the checkpoint needs {size / 1e9:.1f} GB")
+        raise OSError(
+            f"{parent} has {free / 1e9:.1f} GB free, the checkpoint needs {size / 1e9:.1f} GB"
+        )
 
 
 def _discard(path: Path) -> None:

@@ -18,7 +18,10 @@ _PER_BLOCK = 3  # two layers and a down- or upsampler, in every published model
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a tensor is part of an averaged copy; its counters (`model_ema.decay`) hold no picture."""
+    """Whether a tensor is part of an averaged copy.
+
+    Its counters (`model_ema.decay`) hold no picture.
+    """
     return name.startswith(EMA) and name not in (f"{EMA}decay", f"{EMA}num_updates")
 
 
@@ -58,11 +61,15 @@ def from_ldm(name: str) -> str | None:
         return f"up_blocks.{block}.attentions.{layer}.{m[2]}"
     return None
 
+
 # Where each published model keeps its text encoders, and in which of the two naming schemes.
 TEXT_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
     "sd1": (("cond_stage_model.transformer.", "clip"),),
     "sd2": (("cond_stage_model.model.", "openclip"),),
-    "sdxl": (("conditioner.embedders.0.transformer.", "clip"), ("conditioner.embedders.1.model.", "openclip")),
+    "sdxl": (
+        ("conditioner.embedders.0.transformer.", "clip"),
+        ("conditioner.embedders.1.model.", "openclip"),
+    ),
 }
 
 
@@ -75,14 +82,19 @@ def layout(names: Iterable[str]) -> str:
     names = list(names)
     if not any(n.startswith(UNET) for n in names):
         if any("lora" in n for n in names):
-            raise ValueError("this is a LoRA, not a checkpoint; erase from the base model it belongs to")
+            raise ValueError(
+                "this is a LoRA, not a checkpoint; erase from the base model it belongs to"
+            )
         raise ValueError(
-            "not a single-file checkpoint of Stable Diffusion 1, 2 or XL: it has no model.diffusion_model.* tensors"
+            "not a single-file checkpoint of Stable Diffusion 1, 2 or XL: it has no "
+            "model.diffusion_model.* tensors"
         )
     for name in ("sdxl", "sd2", "sd1"):
         if all(any(n.startswith(prefix) for n in names) for prefix, _ in TEXT_KEYS[name]):
             return name
-    raise ValueError("this single file has no text encoder of Stable Diffusion 1, 2 or XL (base, not refiner)")
+    raise ValueError(
+        "this single file has no text encoder of Stable Diffusion 1, 2 or XL (base, not refiner)"
+    )
 
 
 def architecture_of(kind: str) -> Architecture:

@@ -23,9 +23,12 @@ OPENCLIP_PARTS = (
 
 
 def from_openclip(name: str) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
-    """What a tensor of OpenCLIP becomes: names (without `text_model.`) and how to take each out of it.
+    """What a tensor of OpenCLIP becomes.
 
-    One fused matrix becomes queries, keys and values; what transformers has no place for becomes nothing.
+    Names (without `text_model.`) and how to take each out of it.
+
+    One fused matrix becomes queries, keys and values; what transformers has no place for becomes
+    nothing.
     """
     if name == "text_projection":  # OpenCLIP multiplies from the left
         return [("text_projection.weight", lambda value: value.T.contiguous())]

@@ -31,7 +31,8 @@ def open_checkpoint(
     if path.suffix in PICKLES:
         if not allow_pickle:
             raise ValueError(
-                f"{path} is a pickle, which can carry code; --allow-pickle reads its tensors by torch's safe loader"
+                f"{path} is a pickle, which can carry code; --allow-pickle reads its tensors by "
+                "torch's safe loader"
             )
         path = unpickled(path)
     return SingleFile.open(path, tokenizer=tokenizer)

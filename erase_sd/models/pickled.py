@@ -15,7 +15,9 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def unpickled(path: Path) -> Path:
-    """A safetensors copy, for this process, of a pickled state dict; tensors alone are read, no code runs.
+    """A safetensors copy, for this process, of a pickled state dict.
+
+    Tensors alone are read, no code runs.
 
     Raises:
         ValueError: If it holds anything else, or is damaged.
@@ -32,6 +34,8 @@ def unpickled(path: Path) -> Path:
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict")
-    tensors = {str(k): v.contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    tensors = {
+        str(k): v.contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)
+    }
     save_file(tensors, target, metadata={"format": "pt"})
     return target

@@ -64,14 +64,17 @@ class SingleFile(Checkpoint):
         *,
         force: bool = False,
     ) -> None:
-        """Copy the file, overwrite the changed tensors where they lie, and put small files beside it.
+        """Copy the file, overwrite the changed tensors where they lie.
+
+        And put small files beside it.
 
         Header, names, order and every other byte stay.
         """
         check_target(out, force=force)
         if files and self.strays():
             raise ValueError(
-                f"{self.path} also holds an averaged copy of the weights ({ldm_names.EMA}*), which would keep the "
+                f"{self.path} also holds an averaged copy of the weights ({ldm_names.EMA}*), "
+                "which would keep the "
                 "concept; take a pruned checkpoint without it, or drop these tensors first"
             )
         with atomic_path(out, force=force) as draft:

@@ -1,7 +1,7 @@
 """What people do with a model: erase, apply, restore, verify, export, look before.
 
-Each is a function that returns a frozen result; a result says itself in lines for people and in JSON
-for programs. The command line and the demo only word them.
+Each is a function that returns a frozen result; a result says itself in lines for people and in
+JSON for programs. The command line and the demo only word them.
 """
 
 from __future__ import annotations

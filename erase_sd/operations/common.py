@@ -1,4 +1,7 @@
-"""What the operations share: where a model is, how to write a result, which erasure belongs to a path."""
+"""What the operations share: where a model is, how to write a result.
+
+Which erasure belongs to a path.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,9 @@ class Run:
     dry_run: bool = False
 
 
-def open_model(model: str | Path | Checkpoint = EMBEDDED, source: Source | None = None) -> Checkpoint:
+def open_model(
+    model: str | Path | Checkpoint = EMBEDDED, source: Source | None = None
+) -> Checkpoint:
     """The checkpoint of a name, downloaded if it is a Hub id; no weight is loaded.
 
     Args:
@@ -95,7 +100,8 @@ def check_output(out: Path, model: Checkpoint, run: Run) -> None:
         raise ValueError(f"{model.path} is a single file, so --out must be one: {out}.safetensors")
     if not isinstance(model, SingleFile) and out.suffix == ".safetensors":
         raise ValueError(
-            f"{model.path} is a folder, so --out is one, with its erasure file inside: {out.with_suffix('')}"
+            f"{model.path} is a folder, so --out is one, with its erasure file inside: "
+            f"{out.with_suffix('')}"
         )
     check_apart(out, model.path)
     if not run.dry_run:

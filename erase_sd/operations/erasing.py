@@ -65,10 +65,15 @@ class Erased:
         """For people."""
         concept = self.erasure.concepts[0]
         lines = [
-            f"erased {concept.name!r} from {self.edited['tensors']} matrices, rank {self.edited['rank']}, "
+            f"erased {concept.name!r} from {self.edited['tensors']} matrices, rank "
+            f"{self.edited['rank']}, "
             f"{self.seconds['solve_and_edit']:.2f} s ({concept.method})",
-            *("  " + line for line in certificate_lines(concept.certificate, strength=concept.strength)),
-            f"  casting to {self.edited['dtype']} loses {self.edited['lost to rounding']:.2%} of the edit",
+            *(
+                "  " + line
+                for line in certificate_lines(concept.certificate, strength=concept.strength)
+            ),
+            f"  casting to {self.edited['dtype']} loses {self.edited['lost to rounding']:.2%} of "
+            "the edit",
             *("  " + line for line in (score_lines(self.scores) if self.scores else [])),
         ]
         if self.out is None:
@@ -87,11 +92,15 @@ class Erased:
         lines = [
             f"# {escaped(self.model)} without {escaped(concept.name)}",
             "",
-            f"Method {concept.method} ({escaped(options_text(concept.options))}), strength {concept.strength:g}, "
+            f"Method {concept.method} ({escaped(options_text(concept.options))}), strength "
+            f"{concept.strength:g}, "
             f"{self.edited['tensors']} matrices, rank {self.edited['rank']}, "
             f"{self.seconds['solve_and_edit']:.2f} s.",
             "",
-            *(f"- {escaped(line)}" for line in certificate_lines(concept.certificate, strength=concept.strength)),
+            *(
+                f"- {escaped(line)}"
+                for line in certificate_lines(concept.certificate, strength=concept.strength)
+            ),
             "",
         ]
         if self.scores:
@@ -107,7 +116,11 @@ def _table(scores: Mapping[str, Any]) -> list[str]:
         kind = "forget" if row["forget"] else "keep"
         subject = escaped(row["subject"])
         lines.append(f"| {subject} | {kind} | {seen[0]} | {seen[1]} | {row['pixel_change']:.1%} |")
-    return [*lines, "", f"{scores['images']} images, {scores['steps']} steps, guidance {scores['guidance']:g}."]
+    return [
+        *lines,
+        "",
+        f"{scores['images']} images, {scores['steps']} steps, guidance {scores['guidance']:g}.",
+    ]
 
 
 def erase(
@@ -124,8 +137,8 @@ def erase(
     """Take a concept out of a model.
 
     Args:
-        model: A diffusers folder, single file, Hub id, embedded model or opened `Checkpoint`, which stays as it
-            is; or a live diffusers pipeline, which is edited.
+        model: A diffusers folder, single file, Hub id, embedded model or opened `Checkpoint`, which
+            stays as it is; or a live diffusers pipeline, which is edited.
         forget: Prompts that mean the concept.
         retain: Prompts to keep besides the method's own protection.
         name: Name of the concept; default: its first prompt.
@@ -170,9 +183,13 @@ def erase(
 
 def default_output(checkpoint: Checkpoint, concept: str, model: str = EMBEDDED) -> Path:
     """MODEL-without-CONCEPT, in the working folder."""
-    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in concept.lower())[:40].strip("-")
+    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in concept.lower())[:40].strip(
+        "-"
+    )
     stem = Path(model).name.removesuffix(".safetensors").removesuffix(".ckpt")
-    return Path(f"{stem}-without-{slug or 'concept'}{'' if checkpoint.path.is_dir() else '.safetensors'}")
+    return Path(
+        f"{stem}-without-{slug or 'concept'}{'' if checkpoint.path.is_dir() else '.safetensors'}"
+    )
 
 
 def _solve(
@@ -227,6 +244,9 @@ def _write(
 
 
 def erasure_files(erasure: Erasure) -> dict[str, bytes]:
-    """The small files that say what an erased checkpoint carries: the erasure, and the same in words."""
+    """The small files that say what an erased checkpoint carries.
+
+    The erasure, and the same in words.
+    """
     words = json.dumps(erasure.describe(), indent=2, ensure_ascii=False).encode()
     return {ERASURE: erasure.to_bytes(), PROVENANCE: words}

@@ -64,7 +64,11 @@ class Preflight:
         left, right = figure.subplots(1, 2)
         spectrum = self.concept.certificate["spectrum"]
         left.bar(range(1, len(spectrum) + 1), spectrum, color="#b00020")
-        left.set(xlabel="direction", ylabel="share of energy", title=f"forget features of {self.concept.name!r}")
+        left.set(
+            xlabel="direction",
+            ylabel="share of energy",
+            title=f"forget features of {self.concept.name!r}",
+        )
         words = self.words[:20][::-1]
         right.barh([w for w, _ in words], [c for _, c in words], color="#37474f")
         right.set(xlabel="relative change of the word's states", title="words moved most")
@@ -103,12 +107,16 @@ def preflight(
     if max_drift is not None and settings.strength is not None:
         raise ValueError("--max-drift finds the strength itself; leave --strength out")
     if max_drift is not None and settings.robust:
-        raise ValueError("--robust goes as far as it must, --max-drift only as far as it may; choose one")
+        raise ValueError(
+            "--robust goes as far as it must, --max-drift only as far as it may; choose one"
+        )
     checkpoint = open_model(model, run.source)
     encoder = TextEncoder.from_checkpoint(checkpoint, device=run.device)
     weights = checkpoint.weights(kinds=settings.spec.kinds)
     if max_drift is not None:
-        settings = budget(encoder, forget, max_drift, retain=retain, weights=weights, settings=settings)
+        settings = budget(
+            encoder, forget, max_drift, retain=retain, weights=weights, settings=settings
+        )
     erasure = fit(encoder, forget, retain=retain, name=name, weights=weights, settings=settings)
     concept = erasure.concepts[0]
     hit = Words.of(encoder).hit(erasure.edit.scaled(concept.strength), exclude=forget)

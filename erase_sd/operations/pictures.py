@@ -21,7 +21,8 @@ class Pictures:
     """How many pictures to draw, and how.
 
     Attributes:
-        count: Images per subject before and after; None: as many as the model's own detector deserves.
+        count: Images per subject before and after; None: as many as the model's own detector
+            deserves.
         steps: Denoising steps.
     """
 
@@ -70,5 +71,7 @@ def score_lines(scores: Mapping[str, Any]) -> list[str]:
             before, after = scores[key]["before"], scores[key]["after"]
             lines.append(f"{verb}: judge finds it in {before:.0%} before, {after:.0%} after")
     if "forget" not in scores:
-        lines.append("to forget: nothing that a detector here knows, so nothing is counted; see the picture")
+        lines.append(
+            "to forget: nothing that a detector here knows, so nothing is counted; see the picture"
+        )
     return lines

@@ -39,7 +39,9 @@ class Restored:
         return [f"wrote {self.out}: {left or 'the original, bit for bit'}"]
 
 
-def subtract(erasure: str | Path, names: Sequence[str], out: str | Path, *, force: bool = False) -> Restored:
+def subtract(
+    erasure: str | Path, names: Sequence[str], out: str | Path, *, force: bool = False
+) -> Restored:
     """Write an erasure file less some concepts; the others are as if made alone.
 
     Raises:
@@ -50,12 +52,18 @@ def subtract(erasure: str | Path, names: Sequence[str], out: str | Path, *, forc
     for name in names:
         rest = rest - name
     if not rest.concepts:
-        raise ValueError("nothing would be left: the erasure has no other concept; use the base model instead")
+        raise ValueError(
+            "nothing would be left: the erasure has no other concept; use the base model instead"
+        )
     return Restored(rest.save(out, force=force), rest.names)
 
 
 def restore(
-    erased: Any, out: str | Path | None = None, *, undo: str | Path | None = None, run: Run | None = None
+    erased: Any,
+    out: str | Path | None = None,
+    *,
+    undo: str | Path | None = None,
+    run: Run | None = None,
 ) -> Restored:
     """The original model, bit for bit.
 
@@ -79,10 +87,15 @@ def restore(
     path, target = Path(erased), Path(out)
     own = Checkpoint.erasure_file(path)
     if not own.is_file():
-        raise ValueError(f"{path} is no erased checkpoint; to take a concept out of an erasure file add --concept")
+        raise ValueError(
+            f"{path} is no erased checkpoint; to take a concept out of an erasure file add "
+            "--concept"
+        )
     kept = Path(undo) if undo else undo_file(path)
     if not kept.is_file():
-        raise ValueError(f"no {kept}: the originals are kept only on request (--keep-undo); use the base model")
+        raise ValueError(
+            f"no {kept}: the originals are kept only on request (--keep-undo); use the base model"
+        )
     model = open_checkpoint(path, variant=run.source.variant)
     check_output(target, model, run)
     check_target(target, force=run.force)

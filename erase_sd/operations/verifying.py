@@ -69,11 +69,16 @@ class Verified:
     def lines(self) -> list[str]:
         """For people."""
         rows = [("concepts", ", ".join(printable(c) for c in self.concepts))]
-        rows += [(c.name, "ok" if c.passed else f"FAILED{': ' if c.why else ''}{c.why}") for c in self.checks]
+        rows += [
+            (c.name, "ok" if c.passed else f"FAILED{': ' if c.why else ''}{c.why}")
+            for c in self.checks
+        ]
         return [f"{name:<22}{value}" for name, value in rows]
 
 
-def verify(path: str | Path, base: str | Path | Checkpoint = EMBEDDED, *, run: Run | None = None) -> Verified:
+def verify(
+    path: str | Path, base: str | Path | Checkpoint = EMBEDDED, *, run: Run | None = None
+) -> Verified:
     """Check an erasure file against its base, or an erased checkpoint against both.
 
     Args:
@@ -97,7 +102,9 @@ def verify(path: str | Path, base: str | Path | Checkpoint = EMBEDDED, *, run: R
     checks = [_base(erasure, weights)]
     encoder = TextEncoder.from_checkpoint(model, device=run.device)
     same = encoder.fingerprint == erasure.text_encoder
-    checks.append(Check("text encoder", same, "" if same else "it is another than the erasure was made for"))
+    checks.append(
+        Check("text encoder", same, "" if same else "it is another than the erasure was made for")
+    )
     if same:
         checks.append(_fades(erasure, encoder))
     if erased:
@@ -122,7 +129,11 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         moment = encoder.moment(in_contexts(concept.forget, concept.contexts), concept.tokens)
         now = energy_share(moment.gram, concept.edit.matrix)
         if abs(now - stored) > 1e-3:
-            return Check("forget prompts fade", False, f"{printable(concept.name)}: {now:.1%} is left, not {stored:.1%}")
+            return Check(
+                "forget prompts fade",
+                False,
+                f"{printable(concept.name)}: {now:.1%} is left, not {stored:.1%}",
+            )
     return Check("forget prompts fade", True)
 
 
@@ -133,11 +144,17 @@ def _checkpoint(
     strays = erased.strays()
     checks = [
         Check("erased weights", not wrong, wrong),
-        Check("no other weights", not strays, f"{len(strays)} may still hold it, e.g. {strays[0]}" if strays else ""),
+        Check(
+            "no other weights",
+            not strays,
+            f"{len(strays)} may still hold it, e.g. {strays[0]}" if strays else "",
+        ),
     ]
     if isinstance(erased, DiffusersFolder):
         told = _told(erased.path, erasure)
-        checks.append(Check(PROVENANCE, told, "" if told else "it does not say what the erasure file says"))
+        checks.append(
+            Check(PROVENANCE, told, "" if told else "it does not say what the erasure file says")
+        )
     return checks
 
 

@@ -1,4 +1,7 @@
-"""Erasing at run time: features edited on their way in, outputs on their way out, no weight touched."""
+"""Erasing at run time: features edited on their way in, outputs on their way out.
+
+No weight touched.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,20 @@ class FeatureHook:
         if len(args) > 2:  # UNet2DConditionModel's third; pipelines name it
             args = (*args[:2], tokens.apply_to_features(args[2]), *args[3:])
         else:
-            kwargs["encoder_hidden_states"] = tokens.apply_to_features(kwargs["encoder_hidden_states"])
+            kwargs["encoder_hidden_states"] = tokens.apply_to_features(
+                kwargs["encoder_hidden_states"]
+            )
         if POOLED in self.edits:
             pooled = self.edits[POOLED]
             added = dict(kwargs.get("added_cond_kwargs") or {})
             if "text_embeds" in added:
-                kwargs["added_cond_kwargs"] = added | {"text_embeds": pooled.apply_to_features(added["text_embeds"])}
+                kwargs["added_cond_kwargs"] = added | {
+                    "text_embeds": pooled.apply_to_features(added["text_embeds"])
+                }
             else:
-                kwargs["pooled_projections"] = pooled.apply_to_features(kwargs["pooled_projections"])
+                kwargs["pooled_projections"] = pooled.apply_to_features(
+                    kwargs["pooled_projections"]
+                )
         return args, kwargs
 
 

@@ -24,7 +24,10 @@ _MAKING = threading.Lock()
 
 
 def denoiser_of(pipe: Any) -> Any:
-    """The denoiser of a pipeline (or the denoiser itself), without what `torch.compile` wraps around it."""
+    """The denoiser of a pipeline (or the denoiser itself).
+
+    Without what `torch.compile` wraps around it.
+    """
     found = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
     return getattr(found, "_orig_mod", found)
 
@@ -57,8 +60,8 @@ class LiveErasure:
         Args:
             pipe: A pipeline or its denoiser.
             runtime: Edit features and outputs as they pass instead of the weights: the same images,
-                nothing to undo, and it works where weights cannot be written (quantised, offloaded).
-                None keeps the mode it has.
+                nothing to undo, and it works where weights cannot be written (quantised,
+                offloaded). None keeps the mode it has.
 
         Raises:
             ValueError: If the other mode is in use, or the denoiser is of no known kind.
@@ -71,9 +74,11 @@ class LiveErasure:
                 object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
         if runtime is not None and runtime != live.runtime:
             if live.erasures:
-                raise ValueError("erasures are applied in the other mode; remove them before changing it")
+                raise ValueError(
+                    "erasures are applied in the other mode; remove them before changing it"
+                )
             live.runtime = runtime
-        return live  # type: ignore[no-any-return]
+        return live
 
     # -- what is there --------------------------------------------------------------------------
 
@@ -98,19 +103,27 @@ class LiveErasure:
             return {n: self._originals.get(n, p.data) for n, p in self._parameters.items()}
 
     def _find(self) -> None:
-        """Look up the parameters that the denoiser really uses; if they were replaced, nothing is erased any more."""
+        """Look up the parameters that the denoiser really uses.
+
+        If they were replaced, nothing is erased any more.
+        """
         found = {}
         for name, parameter in self.denoiser.named_parameters():
             plain = name.replace(".base_layer.", ".")  # loading a LoRA renames modules around them
             if ".lora_" not in name and self.architecture.site(plain):
                 found[plain] = parameter
-        if not found or any(getattr(m, "fused_projections", False) for m in self.denoiser.modules()):
+        if not found or any(
+            getattr(m, "fused_projections", False) for m in self.denoiser.modules()
+        ):
             raise ValueError(
-                "this denoiser's key and value projections are fused; call unfuse_qkv_projections() before erasing"
+                "this denoiser's key and value projections are fused; call "
+                "unfuse_qkv_projections() before erasing"
             )
         replaced = [n for n, p in self._parameters.items() if found.get(n) is not p]
         if replaced and self._originals:
-            logger.warning("the model's weights were replaced from outside: what was erased is in it no more")
+            logger.warning(
+                "the model's weights were replaced from outside: what was erased is in it no more"
+            )
             self._originals, self._erasures = {}, []
         self._parameters = found
 
@@ -125,11 +138,15 @@ class LiveErasure:
         with self._lock:
             originals = self.originals()
             if erasure.architecture != self.architecture.name:
-                raise WrongBase(f"this erasure is for {erasure.architecture}, the model is {self.architecture.name}")
+                raise WrongBase(
+                    f"this erasure is for {erasure.architecture}, the model is "
+                    f"{self.architecture.name}"
+                )
             width = next(w.shape[1] for n, w in originals.items() if _stream(self, n) == TOKENS)
             if erasure.edit.width != width:
                 raise WrongBase(
-                    f"this erasure is for text features of width {erasure.edit.width}, the model has {width}"
+                    f"this erasure is for text features of width {erasure.edit.width}, the model "
+                    f"has {width}"
                 )
             if not allow_other_base:
                 erasure.check_base(originals)
@@ -211,7 +228,9 @@ class LiveErasure:
                     handles.append(module.register_forward_hook(SiteHook(total.edit_of(site))))
             else:
                 edits = {s: e.scaled(total.scale) for s, e in total.right.items()}
-                handles.append(self.denoiser.register_forward_pre_hook(FeatureHook(edits), with_kwargs=True))
+                handles.append(
+                    self.denoiser.register_forward_pre_hook(FeatureHook(edits), with_kwargs=True)
+                )
         for handle in self._handles:
             handle.remove()
         self._handles = handles

@@ -12,7 +12,7 @@ from erase_sd.pipelines.erasing import erase_from_pipeline
 from erase_sd.pipelines.live import LiveErasure
 
 
-class EraseStableDiffusionPipeline(StableDiffusionPipeline):
+class EraseStableDiffusionPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     """`StableDiffusionPipeline` with `erase` and `restore`; everything else is inherited.
 
     >>> pipe = EraseStableDiffusionPipeline.from_pretrained("path/to/model")  # doctest: +SKIP
@@ -30,9 +30,17 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):
         settings: Settings | None = None,
         allow_other_base: bool = False,
     ) -> Erasure:
-        """Erase a concept from the loaded weights; see `erase_sd.pipelines.erasing.erase_from_pipeline`."""
+        """Erase a concept from the loaded weights.
+
+        See `erase_sd.pipelines.erasing.erase_from_pipeline`.
+        """
         return erase_from_pipeline(
-            self, forget, retain=retain, name=name, settings=settings, allow_other_base=allow_other_base
+            self,
+            forget,
+            retain=retain,
+            name=name,
+            settings=settings,
+            allow_other_base=allow_other_base,
         )
 
     def restore(self, erasure: Erasure | None = None) -> None:

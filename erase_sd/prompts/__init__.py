@@ -1,7 +1,7 @@
 """Prompt sets: what to say when a concept is meant, and what to say when it is not.
 
-A set is a YAML file; `nudity`, `weapons`, … ship with the package, and a path names your own. Prompts
-also come as plain strings or as text files, one a line.
+A set is a YAML file; `nudity`, `weapons`, … ship with the package, and a path names your own.
+Prompts also come as plain strings or as text files, one a line.
 """
 
 from __future__ import annotations
@@ -11,9 +11,20 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).parent
 
-__all__ = ["Concept", "PromptSet", "clean", "load_set", "neutral", "neutral_of", "read_prompts", "set_names"]
+__all__ = [
+    "Concept",
+    "PromptSet",
+    "clean",
+    "load_set",
+    "neutral",
+    "neutral_of",
+    "read_prompts",
+    "set_names",
+]
 
 
 @dataclass(frozen=True)
@@ -63,31 +74,45 @@ def load_set(name: str) -> PromptSet:
     """Load a set by name, or from a `.yaml` path.
 
     Raises:
-        ValueError: If there is no such set or the file is not one; the message says what is expected.
+        ValueError: If there is no such set or the file is not one; the message says what is
+            expected.
     """
-    import yaml
-
     path = HERE / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
     if not path.is_file():
-        raise ValueError(f"no prompt set {name!r}; there are {', '.join(set_names())}, or give a .yaml path")
+        raise ValueError(
+            f"no prompt set {name!r}; there are {', '.join(set_names())}, or give a .yaml path"
+        )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), (dict, list)) or not raw["concepts"]:
-        raise ValueError(f"{path}: expected a mapping with `concepts`, a list of nouns or noun: [synonyms]")
+    if (
+        not isinstance(raw, dict)
+        or not isinstance(raw.get("concepts"), (dict, list))
+        or not raw["concepts"]
+    ):
+        raise ValueError(
+            f"{path}: expected a mapping with `concepts`, a list of nouns or noun: [synonyms]"
+        )
     listed = raw["concepts"]
     pairs = listed.items() if isinstance(listed, dict) else [(c, []) for c in listed]
     templates = _strings(raw.get("templates") or ["{}"], path, "templates")
     for template in templates:
-        if template.count("{}") != 1 or template.replace("{}", "").strip("{}") != template.replace("{}", ""):
-            raise ValueError(f"{path}: expected one {{}} and no other braces in the template {template!r}")
+        if template.count("{}") != 1 or template.replace("{}", "").strip("{}") != template.replace(
+            "{}", ""
+        ):
+            raise ValueError(
+                f"{path}: expected one {{}} and no other braces in the template {template!r}"
+            )
     return PromptSet(
         name=name,
         description=str(raw.get("description", "")),
-        concepts=tuple(Concept(_string(n, path), _strings(syn or [], path, f"synonyms of {n}")) for n, syn in pairs),
+        concepts=tuple(
+            Concept(_string(n, path), _strings(syn or [], path, f"synonyms of {n}"))
+            for n, syn in pairs
+        ),
         templates=templates,
         neutral=_strings(raw.get("neutral") or [], path, "neutral"),
     )

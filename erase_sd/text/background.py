@@ -1,8 +1,9 @@
 """The background moment: what ordinary prompts look like to a text encoder.
 
-An edit that knows nothing but the forget prompts harms everything that shares a direction with them.
-So each encoder's own whole-word vocabulary, in neutral templates, is encoded once, summed into one
-`d × d` matrix and cached. Words too near the forget prompts are taken out again by subtraction.
+An edit that knows nothing but the forget prompts harms everything that shares a direction with
+them. So each encoder's own whole-word vocabulary, in neutral templates, is encoded once, summed
+into one `d × d` matrix and cached. Words too near the forget prompts are taken out again by
+subtraction.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ logger = logging.getLogger("erase_sd")
 WORDS = 2000
 TEMPLATES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
 RULE = "all-but-bos"
-# Positions that are encoded: a causal encoder's first states do not depend on later ones, and padding
+# Positions that are encoded: a causal encoder's first states do not depend on later ones, and
+# padding
 # resembles padding, so a third of the line tells what the whole would, at a third of the time.
 LENGTH = 24
 FORMAT = "2"  # of the cached file; older ones are made again
@@ -57,7 +59,8 @@ class Background:
     meanings: Tensor
 
     def near(self, meanings: Tensor, threshold: float) -> list[int]:
-        """Indices of prompts whose centred meaning has a cosine above `threshold` with any given one.
+        """Indices of prompts whose centred meaning has a cosine above `threshold` with any given
+        one.
 
         Args:
             meanings: `(c, d)` meanings of the forget prompts.
@@ -70,7 +73,9 @@ class Background:
 
     def synonyms(self, meanings: Tensor, threshold: float) -> list[str]:
         """Bare words of the vocabulary that lie as near the given prompts."""
-        return [self.prompts[i] for i in self.near(meanings, threshold) if " " not in self.prompts[i]]
+        return [
+            self.prompts[i] for i in self.near(meanings, threshold) if " " not in self.prompts[i]
+        ]
 
     def without(self, encoder: TextEncoder, indices: list[int]) -> dict[Stream, SecondMoment]:
         """The moments less some prompts."""
@@ -84,8 +89,14 @@ def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
     """The encoder's most frequent whole words, three letters and more (ids go by frequency)."""
     vocab = sorted(encoder.tokenizer.get_vocab().items(), key=lambda item: item[1])
     # CLIP marks the end of a word, T5 its beginning.
-    words = (t.removesuffix("</w>").removeprefix("▁") for t, _ in vocab if t.endswith("</w>") or t.startswith("▁"))
-    return list(dict.fromkeys(w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()))[:limit]
+    words = (
+        t.removesuffix("</w>").removeprefix("▁")
+        for t, _ in vocab
+        if t.endswith("</w>") or t.startswith("▁")
+    )
+    return list(dict.fromkeys(w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()))[
+        :limit
+    ]
 
 
 def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
@@ -94,11 +105,19 @@ def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
 
 
 def background(encoder: TextEncoder) -> Background:
-    """The encoder's background, from the cache if it is there; made in seconds to minutes otherwise."""
+    """The encoder's background, from the cache if it is there.
+
+    Made in seconds to minutes otherwise.
+    """
     words = vocabulary(encoder)
     if not words:
-        raise ValueError("this tokenizer's vocabulary has no whole words to make a background of; use another --method")
-    prompts = [TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)]
+        raise ValueError(
+            "this tokenizer's vocabulary has no whole words to make a background of; use another "
+            "--method"
+        )
+    prompts = [
+        TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)
+    ]
     content = hashlib.sha256("\n".join([FORMAT, RULE, str(LENGTH), *prompts]).encode()).hexdigest()
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
@@ -108,7 +127,10 @@ def background(encoder: TextEncoder) -> Background:
                 s: SecondMoment(data[f"{s}.gram"], data[f"{s}.total"], float(data[f"{s}.count"]))
                 for s in encoder.widths
             }
-            whole = all(bool(torch.isfinite(m.gram).all()) and m.width == encoder.widths[s] for s, m in moments.items())
+            whole = all(
+                bool(torch.isfinite(m.gram).all()) and m.width == encoder.widths[s]
+                for s, m in moments.items()
+            )
             if whole and len(data["meanings"]) == len(prompts):
                 return Background(moments, tuple(prompts), data["meanings"])
             reason = "it holds other data"
@@ -117,7 +139,9 @@ def background(encoder: TextEncoder) -> Background:
         logger.warning("the cached background %s is unusable (%s); making it again", path, reason)
     moments = {stream: SecondMoment.zeros(width) for stream, width in encoder.widths.items()}
     rows = []
-    for states in encoder.stream(prompts, length=LENGTH, progress="background moment (once per text encoder)"):
+    for states in encoder.stream(
+        prompts, length=LENGTH, progress="background moment (once per text encoder)"
+    ):
         for stream in moments:
             moments[stream] = moments[stream] + SecondMoment.of(states.rows(RULE, stream))
         rows.append(states.meanings)
@@ -130,5 +154,8 @@ def background(encoder: TextEncoder) -> Background:
         with atomic_path(path, force=True) as draft:
             save_file(tensors, draft, metadata={"prompts": json.dumps(len(prompts))})
     except OSError as error:
-        logger.warning("cannot cache the background moment (%s); set ERASE_SD_CACHE to a writable folder", error)
+        logger.warning(
+            "cannot cache the background moment (%s); set ERASE_SD_CACHE to a writable folder",
+            error,
+        )
     return result

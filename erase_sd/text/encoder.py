@@ -37,7 +37,9 @@ class TextEncoder:
         source: Where it came from, for messages and provenance.
     """
 
-    def __init__(self, architecture: Architecture, towers: Sequence[LoadedTower], *, source: str = "") -> None:
+    def __init__(
+        self, architecture: Architecture, towers: Sequence[LoadedTower], *, source: str = ""
+    ) -> None:
         self.architecture = architecture
         self.towers = list(towers)
         self.source = source
@@ -52,12 +54,18 @@ class TextEncoder:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, architecture: Architecture | None = None, *, variant: str = "", device: str = "cpu"
+        cls,
+        folder: str | Path,
+        architecture: Architecture | None = None,
+        *,
+        variant: str = "",
+        device: str = "cpu",
     ) -> TextEncoder:
         """Load only the tokenizers and text encoders of a diffusers folder, in float32.
 
         Args:
-            folder: With `tokenizer/`, `text_encoder/` and, where the architecture has them, `…_2/`, `…_3/`.
+            folder: With `tokenizer/`, `text_encoder/` and, where the architecture has them, `…_2/`,
+                `…_3/`.
             architecture: Default: that of Stable Diffusion 1 and 2.
             variant: Weights variant, such as "fp16".
             device: Where to run them.
@@ -70,9 +78,13 @@ class TextEncoder:
         level = quiet.level
         quiet.setLevel(logging.ERROR)
         try:
-            towers = [LoadedTower.from_folder(Path(folder), t, variant) for t in architecture.towers]
+            towers = [
+                LoadedTower.from_folder(Path(folder), t, variant) for t in architecture.towers
+            ]
         except Exception as error:  # the library's errors are of many kinds and many lines
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
             raise ValueError(f"cannot load the text encoder of {folder}: {reason}") from error
         finally:
             quiet.setLevel(level)
@@ -88,9 +100,15 @@ class TextEncoder:
             ValueError: If they cannot be loaded.
         """
         if isinstance(checkpoint, SingleFile):
-            return cls(checkpoint.architecture, single_file_towers(checkpoint, device), source=str(checkpoint.path))
+            return cls(
+                checkpoint.architecture,
+                single_file_towers(checkpoint, device),
+                source=str(checkpoint.path),
+            )
         variant = checkpoint.variant if isinstance(checkpoint, DiffusersFolder) else ""
-        return cls.from_folder(checkpoint.path, checkpoint.architecture, variant=variant, device=device)
+        return cls.from_folder(
+            checkpoint.path, checkpoint.architecture, variant=variant, device=device
+        )
 
     @classmethod
     def of(cls, pipe: Any) -> TextEncoder:
@@ -100,7 +118,9 @@ class TextEncoder:
         config.setdefault("_class_name", type(denoiser).__name__)
         architecture = identify(config)
         towers = [
-            LoadedTower(t, getattr(pipe, f"tokenizer{t.suffix}"), getattr(pipe, f"text_encoder{t.suffix}"))
+            LoadedTower(
+                t, getattr(pipe, f"tokenizer{t.suffix}"), getattr(pipe, f"text_encoder{t.suffix}")
+            )
             for t in architecture.towers
         ]
         return cls(architecture, towers, source=getattr(pipe, "name_or_path", ""))
@@ -135,14 +155,23 @@ class TextEncoder:
             Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
             for _, group in sorted(parts.items())
         )
-        return PromptStates(tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut)
+        return PromptStates(
+            tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut
+        )
 
     def stream(
         self, prompts: Sequence[str], *, length: int | None = None, progress: str | None = None
     ) -> Iterator[PromptStates]:
-        """Encode in batches, so that memory does not grow with the list; warns of cut prompts once."""
-        # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its weights.
-        positions = max(min(length or t.length, t.length) if t.spec.kind == "clip" else t.length for t in self.towers)
+        """Encode in batches, so that memory does not grow with the list.
+
+        Warns of cut prompts once.
+        """
+        # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its
+        # weights.
+        positions = max(
+            min(length or t.length, t.length) if t.spec.kind == "clip" else t.length
+            for t in self.towers
+        )
         batch = max(1, min(64, _BATCH_ELEMENTS // (max(positions, 8) * self.width)))
         starts: Any = range(0, len(prompts), batch)
         if progress and len(prompts) > 4 * batch:
@@ -154,10 +183,17 @@ class TextEncoder:
             yield states
         if cut:
             length = min(t.length for t in self.towers)
-            logger.warning("%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length)
+            logger.warning(
+                "%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length
+            )
 
     def moments(
-        self, prompts: Sequence[str], rule: str, *, length: int | None = None, progress: str | None = None
+        self,
+        prompts: Sequence[str],
+        rule: str,
+        *,
+        length: int | None = None,
+        progress: str | None = None,
     ) -> dict[Stream, SecondMoment]:
         """Second moment of every stream's features over all prompts; the rule picks tokens."""
         total = {stream: SecondMoment.zeros(width) for stream, width in self.widths.items()}
@@ -166,12 +202,17 @@ class TextEncoder:
                 total[stream] = total[stream] + SecondMoment.of(states.rows(rule, stream))
         return total
 
-    def moment(self, prompts: Sequence[str], rule: str, *, progress: str | None = None) -> SecondMoment:
+    def moment(
+        self, prompts: Sequence[str], rule: str, *, progress: str | None = None
+    ) -> SecondMoment:
         """Second moment of the token states that a rule picks, over all prompts."""
         return self.moments(prompts, rule, progress=progress)[TOKENS]
 
     def subjects(self, prompts: Sequence[str]) -> dict[Stream, Tensor]:
-        """`(n s, d)` float64 of each stream: the prompts' last own tokens in each of `s` segments; pooled vectors."""
+        """`(n s, d)` float64 of each stream: the prompts' last own tokens in each of `s` segments.
+
+        Pooled vectors.
+        """
         rows = {stream: [torch.zeros(0, width)] for stream, width in self.widths.items()}
         # The subject stands before the padding, and a causal encoder's states do not look ahead.
         for states in self.stream(prompts, length=1):

@@ -58,7 +58,9 @@ def _sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
     towers = checkpoint.architecture.towers
     if isinstance(checkpoint, SingleFile):
         for (prefix, scheme), spec in zip(TEXT_KEYS[checkpoint.kind], towers, strict=True):
-            own = [n.removeprefix(prefix) for n in float_names(checkpoint.path) if n.startswith(prefix)]
+            own = [
+                n.removeprefix(prefix) for n in float_names(checkpoint.path) if n.startswith(prefix)
+            ]
             yield _named(checkpoint.path, own, spec, prefix=prefix, openclip=scheme == "openclip")
     elif isinstance(checkpoint, DiffusersFolder):
         for spec in towers:
@@ -98,5 +100,7 @@ def _files(folder: Path, variant: str) -> list[Path]:
     shards = sorted(folder.glob(f"model{middle}-*-of-*.safetensors"))
     files = [one] if one.is_file() else [s for s in shards if middle or s.name.count(".") == 1]
     if not files:
-        raise ValueError(f"{folder} has no model{middle}.safetensors, which this architecture reads")
+        raise ValueError(
+            f"{folder} has no model{middle}.safetensors, which this architecture reads"
+        )
     return files

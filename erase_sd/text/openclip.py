@@ -34,7 +34,8 @@ def text_model(state: Mapping[str, Tensor], scheme: str, spec: Tower, *, eos: in
         ValueError: If tensors are missing or misshapen.
     """
     if scheme == "openclip":
-        # Some files hold the spare layer, some were saved without it: whichever is last must not be taken for it.
+        # Some files hold the spare layer, some were saved without it: whichever is last must not be
+        # taken for it.
         state = {
             new if new.startswith("text_projection") else f"text_model.{new}": take(value)
             for name, value in state.items()
@@ -50,7 +51,9 @@ def text_model(state: Mapping[str, Tensor], scheme: str, spec: Tower, *, eos: in
     except KeyError as error:
         raise ValueError(f"the text encoder in this file lacks {error}") from error
     vocab, width = embedding.shape
-    layers = 1 + max(int(m[1]) for k in state if (m := re.match(r"text_model\.encoder\.layers\.(\d+)\.", k)))
+    layers = 1 + max(
+        int(m[1]) for k in state if (m := re.match(r"text_model\.encoder\.layers\.(\d+)\.", k))
+    )
     projection = state.get("text_projection.weight")
     config = CLIPTextConfig(
         vocab_size=vocab,
@@ -80,11 +83,14 @@ def single_file_towers(checkpoint: SingleFile, device: str) -> list[LoadedTower]
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # the library's errors are of many kinds
         raise ValueError(
-            f"cannot load the tokenizer {checkpoint.tokenizer}; give --tokenizer a folder with CLIP's vocab.json and "
+            f"cannot load the tokenizer {checkpoint.tokenizer}; give --tokenizer a folder with "
+            "CLIP's vocab.json and "
             "merges.txt, or a diffusers folder of the same model"
         ) from error
     towers = []
-    for (prefix, scheme), spec in zip(TEXT_KEYS[checkpoint.kind], checkpoint.architecture.towers, strict=True):
+    for (prefix, scheme), spec in zip(
+        TEXT_KEYS[checkpoint.kind], checkpoint.architecture.towers, strict=True
+    ):
         state = dict(stream_tensors(checkpoint.path, prefix=prefix))
         model = text_model(state, scheme, spec, eos=tokenizer.eos_token_id).to(device)
         pad = 0 if scheme == "openclip" else None  # these were trained with padding by "!", id 0

@@ -74,7 +74,10 @@ class PromptStates:
 
     @property
     def states(self) -> Tensor:
-        """`(n, L, d)` the tokens as the denoiser gets them; narrower segments are padded with zeros."""
+        """`(n, L, d)` the tokens as the denoiser gets them.
+
+        Narrower segments are padded with zeros.
+        """
         return torch.cat([_widen(s.states, self.width) for s in self.segments], dim=1)
 
     @property
@@ -98,7 +101,9 @@ class PromptStates:
         """The same of one prompt."""
         at = slice(index, index + 1)
         segments = tuple(Segment(s.states[at], s.lengths[at], s.start) for s in self.segments)
-        return PromptStates(self.prompts[at], segments, None if self.pooled is None else self.pooled[at])
+        return PromptStates(
+            self.prompts[at], segments, None if self.pooled is None else self.pooled[at]
+        )
 
     @property
     def meanings(self) -> Tensor:

@@ -25,7 +25,8 @@ from erase_sd.text.tokens import Segment
 def assemble(Model: Any, config: Any, tensors: Iterable[tuple[str, Tensor]]) -> Any:
     """A CLIP text model around given tensors, float32, in eval mode.
 
-    Built without initialising a weight and filled tensor by tensor, so the peak of memory is the model.
+    Built without initialising a weight and filled tensor by tensor, so the peak of memory is the
+    model.
 
     Args:
         Model: `CLIPTextModel` or `CLIPTextModelWithProjection`.
@@ -42,7 +43,8 @@ def assemble(Model: Any, config: Any, tensors: Iterable[tuple[str, Tensor]]) -> 
     state = {}
     for name, value in tensors:
         if full := wanted.get(name.removeprefix("text_model.")):
-            # The largest table stays as it is: looked-up rows are widened when positions are added to them.
+            # The largest table stays as it is: looked-up rows are widened when positions are added
+            # to them.
             state[full] = value if full.endswith("token_embedding.weight") else value.float()
     missing = sorted(set(wanted.values()) - set(state))
     if missing:
@@ -50,7 +52,9 @@ def assemble(Model: Any, config: Any, tensors: Iterable[tuple[str, Tensor]]) -> 
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the text encoder is misshapen: {str(error).splitlines()[-1].strip()}") from error
+        raise ValueError(
+            f"the text encoder is misshapen: {str(error).splitlines()[-1].strip()}"
+        ) from error
     for module in model.modules():  # position ids are no weights and were left on the meta device
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
@@ -69,7 +73,9 @@ class LoadedTower:
         self.width: int = config.d_model if spec.kind == "t5" else config.hidden_size
         room: int = getattr(config, "max_position_embeddings", 512)
         self.length: int = spec.length or min(tokenizer.model_max_length, room)
-        self.pooled_width = {"": 0, "pooler_output": self.width}.get(spec.pooled, getattr(config, "projection_dim", 0))
+        self.pooled_width = {"": 0, "pooler_output": self.width}.get(
+            spec.pooled, getattr(config, "projection_dim", 0)
+        )
 
     @classmethod
     def from_folder(cls, folder: Path, spec: Tower, variant: str) -> LoadedTower:
@@ -109,13 +115,15 @@ class LoadedTower:
         return sorted(named, key=lambda pair: pair[0])
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, length: int | None = None) -> tuple[Segment, Tensor | None, int]:
+    def encode(
+        self, prompts: Sequence[str], *, length: int | None = None
+    ) -> tuple[Segment, Tensor | None, int]:
         """Token states, pooled features if the spec names them, and how many prompts were cut.
 
         Args:
             prompts: `n` prompts.
-            length: Compute this many positions, more if the prompts need them. A causal encoder (CLIP) gives
-                them the states they have in a full line; T5 is computed in full.
+            length: Compute this many positions, more if the prompts need them. A causal encoder
+                (CLIP) gives them the states they have in a full line; T5 is computed in full.
         """
         batch = self.tokenizer(list(prompts), truncation=False, add_special_tokens=False).input_ids
         eos = self.tokenizer.eos_token_id
@@ -135,7 +143,13 @@ class LoadedTower:
         if self.spec.layer != -1:
             options["output_hidden_states"] = True
         out = self.model(ids.to(device), **options)
-        states = out.last_hidden_state if self.spec.layer == -1 else out.hidden_states[self.spec.layer]
+        states = (
+            out.last_hidden_state if self.spec.layer == -1 else out.hidden_states[self.spec.layer]
+        )
         lengths = torch.tensor([min(len(b), room) for b in batch])
         pooled = out[self.spec.pooled].float().cpu() if self.spec.pooled else None
-        return Segment(states.float().cpu(), lengths, len(head)), pooled, sum(len(b) > room for b in batch)
+        return (
+            Segment(states.float().cpu(), lengths, len(head)),
+            pooled,
+            sum(len(b) > room for b in batch),
+        )

@@ -11,7 +11,10 @@ double = torch.float64
 def projection(d, k, seed):
     """A random oblique projection's complement: T A = 0, T² = T."""
     g = torch.Generator().manual_seed(seed)
-    A, B = torch.randn(d, k, generator=g, dtype=double), torch.randn(d, k, generator=g, dtype=double)
+    A, B = (
+        torch.randn(d, k, generator=g, dtype=double),
+        torch.randn(d, k, generator=g, dtype=double),
+    )
     return LowRankEdit(A, B @ torch.linalg.inv(A.T @ B))
 
 
@@ -25,8 +28,12 @@ def test_thin_products_equal_the_dense_map(shape):
     x, W = torch.randn(7, edit.width, dtype=double), torch.randn(5, edit.width, dtype=double)
     torch.testing.assert_close(edit.apply_to_features(x), x @ edit.matrix.T)
     torch.testing.assert_close(edit.apply_to_weight(W), W @ edit.matrix)
-    torch.testing.assert_close(W @ edit.apply_to_features(x).T, edit.apply_to_weight(W) @ x.T)  # runtime == baked
-    torch.testing.assert_close(torch.tensor(edit.norm).double(), torch.linalg.matrix_norm(edit.matrix, 2))
+    torch.testing.assert_close(
+        W @ edit.apply_to_features(x).T, edit.apply_to_weight(W) @ x.T
+    )  # runtime == baked
+    torch.testing.assert_close(
+        torch.tensor(edit.norm).double(), torch.linalg.matrix_norm(edit.matrix, 2)
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -40,7 +47,9 @@ def test_projections_are_idempotent(shape):
 @given(shapes, st.integers(0, 99))
 def test_then_is_composition(shape, seed):
     first, second = projection(*shape), projection(shape[0], 1, seed)
-    torch.testing.assert_close(first.then(second).matrix, second.matrix @ first.matrix, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(
+        first.then(second).matrix, second.matrix @ first.matrix, atol=1e-8, rtol=1e-6
+    )
 
 
 def test_strength_zero_is_the_identity_bit_for_bit():
@@ -72,7 +81,10 @@ def test_joint_keeps_each_overshoot():
 
 
 def test_joint_of_soft_edits_is_the_joint_least_squares_solution():
-    """`C (C + μ Σ C_f)⁻¹` of both concepts, from what each was alone: gains μv/(1 + μv) along C-orthonormal u."""
+    """`C (C + μ Σ C_f)⁻¹` of both concepts, from what each was alone.
+
+    Gains μv/(1 + μv) along C-orthonormal u.
+    """
     g = torch.Generator().manual_seed(3)
     S = torch.randn(10, 40, generator=g, dtype=double)
     C, mu = S @ S.T / 40, 3.0
@@ -85,7 +97,9 @@ def test_joint_of_soft_edits_is_the_joint_least_squares_solution():
         return LowRankEdit((F.T @ F @ U / v) * (mu * v / (1 + mu * v)), U)
 
     one, two = solve(F1), solve(F2)
-    torch.testing.assert_close(one.matrix, C @ torch.linalg.inv(C + mu * F1.T @ F1), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(
+        one.matrix, C @ torch.linalg.inv(C + mu * F1.T @ F1), atol=1e-8, rtol=1e-6
+    )
     want = C @ torch.linalg.inv(C + mu * (F1.T @ F1 + F2.T @ F2))
     torch.testing.assert_close(joint([one, two]).matrix, want, atol=1e-8, rtol=1e-6)
 
@@ -122,7 +136,9 @@ def test_weights_keep_their_dtype_and_round_once(dtype):
     out = edit.apply_to_weight(W)
     assert out.dtype == dtype
     exact = (W.double() @ edit.matrix).to(dtype)
-    assert (out.float() - exact.float()).abs().max() <= 2 * torch.finfo(dtype).eps * exact.float().abs().max()
+    assert (out.float() - exact.float()).abs().max() <= 2 * torch.finfo(
+        dtype
+    ).eps * exact.float().abs().max()
 
 
 def test_bad_input_is_named():

@@ -18,9 +18,9 @@ from erase_sd.algebra.methods import (
     unlink_deflated,
     unlink_oblique,
 )
+from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.revival import revival
-from erase_sd.algebra.moments import SecondMoment
 
 D = 12
 double = torch.float64
@@ -28,7 +28,10 @@ double = torch.float64
 
 def rows(n, seed, shift=0.0):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, D, generator=g, dtype=double) * torch.logspace(0.3, -1.5, D, dtype=double) + shift
+    return (
+        torch.randn(n, D, generator=g, dtype=double) * torch.logspace(0.3, -1.5, D, dtype=double)
+        + shift
+    )
 
 
 F, R, NULL = rows(9, 1, 1.0), rows(200, 2), rows(4, 3)
@@ -83,7 +86,9 @@ def reference(name):
         m = 0.5 * eye + sum(np.outer(x, x) for x in c) + sum(np.outer(x, x) for x in k)
         return eye + sum(np.outer(b - a, a) for a, b in zip(c, g, strict=True)) @ np.linalg.inv(m)
     if name == "leace":
-        x = np.concatenate([np.repeat(f, len(r), 0), np.repeat(r, len(f), 0)])  # equal class weights
+        x = np.concatenate(
+            [np.repeat(f, len(r), 0), np.repeat(r, len(f), 0)]
+        )  # equal class weights
         z = np.repeat([1.0, 0.0], len(f) * len(r))
         cov = np.cov(x.T, bias=True)
         w = scipy.linalg.fractional_matrix_power(cov, -0.5).real
@@ -107,7 +112,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_an_independent_reference(name, problem):
     method, options = CASES[name]
-    np.testing.assert_allclose(run(method, problem, **options).matrix.numpy(), reference(name), atol=1e-8)
+    np.testing.assert_allclose(
+        run(method, problem, **options).matrix.numpy(), reference(name), atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -123,11 +130,20 @@ def test_registry_entry_loads_and_runs_with_its_defaults(name, problem):
 def test_rescaled_features_rescale_nothing(name, problem):
     """A network whose features and weights are scaled against each other is the same network."""
     big = Problem(
-        forget=SecondMoment.of(7 * F), retain=SecondMoment.of(7 * R), null=7 * NULL, concepts=7 * C, anchors=7 * G
+        forget=SecondMoment.of(7 * F),
+        retain=SecondMoment.of(7 * R),
+        null=7 * NULL,
+        concepts=7 * C,
+        anchors=7 * G,
     )
     method = METHODS[name]
     options = method.options()
-    torch.testing.assert_close(method.solve(big, options).matrix, method.solve(problem, options).matrix, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(
+        method.solve(big, options).matrix,
+        method.solve(problem, options).matrix,
+        atol=1e-8,
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -156,7 +172,9 @@ def test_oblique_is_optimal(problem):
     U = problem.forget.subspace(1)
     best = (R @ (edit.matrix.T - torch.eye(D))).square().sum()
     for seed in range(20):
-        b = edit.B + 0.1 * torch.randn(D, 1, generator=torch.Generator().manual_seed(seed), dtype=double)
+        b = edit.B + 0.1 * torch.randn(
+            D, 1, generator=torch.Generator().manual_seed(seed), dtype=double
+        )
         other = torch.eye(D, dtype=double) - U @ (b / (b.T @ U)).T
         assert (other @ U).abs().max() < 1e-9
         assert (R @ (other.T - torch.eye(D))).square().sum() >= best
@@ -176,7 +194,9 @@ def test_rayleigh_with_an_infinite_ridge_is_unlink(problem):
 
 
 def test_rayleigh_picks_its_rank_from_the_spectrum(problem):
-    values = scipy.linalg.eigh(F.numpy().T @ F.numpy() / len(F), problem.retain.ridged(1e-3).numpy())[0][::-1]
+    values = scipy.linalg.eigh(
+        F.numpy().T @ F.numpy() / len(F), problem.retain.ridged(1e-3).numpy()
+    )[0][::-1]
     for share in (0.5, 0.1, 0.01):
         edit = run(rayleigh, problem, share=share, protect_null=False)
         assert edit.rank == (values >= share * values[0]).sum()
@@ -209,7 +229,9 @@ def test_revival_minimises_what_it_claims(problem):
         return (edit.apply_to_weight(W) @ c.T - W @ C.T).square().sum() + 1e-3 * c.square().sum()
 
     for seed in range(10):
-        noise = 0.05 * torch.randn(C.shape, generator=torch.Generator().manual_seed(seed), dtype=double)
+        noise = 0.05 * torch.randn(
+            C.shape, generator=torch.Generator().manual_seed(seed), dtype=double
+        )
         assert cost(best + noise) > cost(best)
 
 
@@ -217,7 +239,9 @@ def test_rece_leaves_less_to_revive_than_uce(problem):
     from erase_sd.algebra.certificate import recoverability
 
     before = recoverability(run(uce, problem, ridge=1e-6), C, problem.weight_gram).mean()
-    after = recoverability(run(rece, problem, rounds=3, rho=1e-3, ridge=1e-6), C, problem.weight_gram).mean()
+    after = recoverability(
+        run(rece, problem, rounds=3, rho=1e-3, ridge=1e-6), C, problem.weight_gram
+    ).mean()
     assert after > before
 
 

@@ -20,7 +20,9 @@ def test_streaming_equals_batch_and_subtraction_undoes_it(n, d, cut, seed):
 
 def test_matrix_is_the_uncentred_second_moment():
     rows = torch.randn(30, 5, dtype=torch.float64) + 3
-    torch.testing.assert_close(SecondMoment.of(rows).matrix, torch.einsum("ni,nj->ij", rows, rows) / 30)
+    torch.testing.assert_close(
+        SecondMoment.of(rows).matrix, torch.einsum("ni,nj->ij", rows, rows) / 30
+    )
 
 
 def test_subspace_is_that_of_the_svd():
@@ -48,7 +50,9 @@ def test_widths_must_agree():
 
 def test_a_relative_ridge_ignores_the_scale():
     rows = torch.randn(20, 4, dtype=torch.float64)
-    torch.testing.assert_close(SecondMoment.of(10 * rows).ridged(0.1), 100 * SecondMoment.of(rows).ridged(0.1))
+    torch.testing.assert_close(
+        SecondMoment.of(10 * rows).ridged(0.1), 100 * SecondMoment.of(rows).ridged(0.1)
+    )
 
 
 def test_orthonormal_basis_holds_the_rows():

@@ -2,12 +2,11 @@ import pytest
 import torch
 
 from erase_sd.algebra.certificate import recoverability, revivable
+from erase_sd.algebra.methods import METHODS, rayleigh, unlink
+from erase_sd.algebra.robust import harden
 from erase_sd.artifact.base import weight_gram
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.fit.task import Task
-from erase_sd.algebra.methods import METHODS
-from erase_sd.algebra.methods import rayleigh, unlink
-from erase_sd.algebra.robust import harden
 
 
 def rayleigh_solve(problem, **options):
@@ -67,9 +66,14 @@ def test_robust_adds_the_synonyms_the_encoder_knows(encoder, weights):
     part = fit(encoder, ["cat"], weights=weights, settings=Settings(robust=True)).concepts[0]
     assert {"cat", "kitty"} <= set(part.forget)
     assert not {"dog", "tiger"} & set(part.forget)
-    kept = fit(encoder, ["cat"], retain=["kitty"], weights=weights, settings=Settings(robust=True)).concepts[0]
+    kept = fit(
+        encoder, ["cat"], retain=["kitty"], weights=weights, settings=Settings(robust=True)
+    ).concepts[0]
     assert "kitty" not in kept.forget
-    assert part.certificate["revivable"] < fit(encoder, ["cat"], weights=weights).concepts[0].certificate["revivable"]
+    assert (
+        part.certificate["revivable"]
+        < fit(encoder, ["cat"], weights=weights).concepts[0].certificate["revivable"]
+    )
 
 
 def test_what_unlink_removes_cannot_come_back(problem):

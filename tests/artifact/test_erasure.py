@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from erase_sd.algebra.methods import METHODS
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.file import _digest
-from erase_sd.fit.solve import Settings, fit
 from erase_sd.artifact.lora import lora_tensors
-from erase_sd.algebra.methods import METHODS
+from erase_sd.fit.solve import Settings, fit
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -167,7 +167,6 @@ class TestBadFiles:
         with pytest.raises(ValueError, match="no finite weight"):
             Erasure.load(path)
 
-
     @pytest.mark.parametrize(
         ("field", "value"),
         [
@@ -214,7 +213,11 @@ class TestBadFiles:
 
     def test_the_first_format_is_still_read(self, cat, tmp_path):
         about = json.loads(json.dumps(cat.describe()))
-        about = {"format": 1, "tool": "erase-sd 0.1.0", **{k: v for k, v in about.items() if k != "scale"}}
+        about = {
+            "format": 1,
+            "tool": "erase-sd 0.1.0",
+            **{k: v for k, v in about.items() if k != "scale"},
+        }
         for concept in about["concepts"]:
             concept["streams"] = concept.pop("right")
             del concept["left"]

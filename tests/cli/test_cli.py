@@ -55,7 +55,9 @@ def test_top_level_help_and_unknown_command(capsys):
         (["--forget", "cat", "--images", "-3"], "--images between"),
     ],
 )
-def test_wrong_use_is_one_line_exit_2_and_nothing_written(argv, message, capsys, tmp_path, monkeypatch):
+def test_wrong_use_is_one_line_exit_2_and_nothing_written(
+    argv, message, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     code, _, err = call(capsys, "erase", *argv, "--out", tmp_path / "out")
     assert code == 2, err
@@ -65,7 +67,9 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_written(argv, message, capsys,
 
 def test_erase_then_everything_else(capsys, tmp_path, embedded):
     out = tmp_path / "cat-free"
-    code, text, err = call(capsys, "erase", "--forget", "cat", "--forget", "kitten", "--out", out, *FAST)
+    code, text, err = call(
+        capsys, "erase", "--forget", "cat", "--forget", "kitten", "--out", out, *FAST
+    )
     assert code == 0, err
     assert str(out) in text
     report = json.loads((out / "report.json").read_text())
@@ -84,11 +88,16 @@ def test_erase_then_everything_else(capsys, tmp_path, embedded):
     both = tmp_path / "both"
     assert call(capsys, "apply", out, dog / "erasure.safetensors", "--out", both)[0] == 0
     assert call(capsys, "verify", both)[0] == 0
-    assert call(capsys, "remove", both, "--concept", "dog", "--out", tmp_path / "cat.safetensors")[0] == 0
+    assert (
+        call(capsys, "remove", both, "--concept", "dog", "--out", tmp_path / "cat.safetensors")[0]
+        == 0
+    )
     again = tmp_path / "again"
     assert call(capsys, "apply", tmp_path / "cat.safetensors", "--out", again)[0] == 0
     weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (again / weights).read_bytes() == (out / weights).read_bytes()  # dog is gone without a trace
+    assert (again / weights).read_bytes() == (
+        out / weights
+    ).read_bytes()  # dog is gone without a trace
     for style in ("peft", "kohya"):
         lora = tmp_path / f"{style}.safetensors"
         assert call(capsys, "export", out, "--style", style, "--out", lora)[0] == 0
@@ -111,7 +120,9 @@ def test_dry_run_writes_nothing(capsys, tmp_path):
 
 
 def test_preflight(capsys, tmp_path):
-    code, text, err = call(capsys, "preflight", "--forget", "cat", "--json", "--plot", tmp_path / "p.png")
+    code, text, err = call(
+        capsys, "preflight", "--forget", "cat", "--json", "--plot", tmp_path / "p.png"
+    )
     assert code == 0, err
     report = json.loads(text)
     assert len(report["words_hit"]) == 20 and "cat" not in [w["word"] for w in report["words_hit"]]
@@ -131,7 +142,15 @@ def test_words_are_measured_on_the_states_the_model_sees(encoder, cat):
 
 def test_preflight_keeps_a_drift_budget(capsys):
     code, text, err = call(
-        capsys, "preflight", "--forget", "cat", "--method", "unlink-oblique", "--max-drift", "0.01", "--json"
+        capsys,
+        "preflight",
+        "--forget",
+        "cat",
+        "--method",
+        "unlink-oblique",
+        "--max-drift",
+        "0.01",
+        "--json",
     )
     assert code == 0, err
     report = json.loads(text)
@@ -149,18 +168,24 @@ def test_lists(capsys):
 def test_ten_thousand_lines_with_repetitions(capsys, tmp_path):
     many = tmp_path / "many.txt"
     many.write_text("\n".join(f"cat {i % 300}" for i in range(10_000)))
-    code, _, err = call(capsys, "erase", "--forget", f"file:{many}", "--out", tmp_path / "o", "--dry-run")
+    code, _, err = call(
+        capsys, "erase", "--forget", f"file:{many}", "--out", tmp_path / "o", "--dry-run"
+    )
     assert code == 0, err
 
 
 def test_prompt_files_in_other_encodings(capsys, tmp_path):
     good = tmp_path / "bom.txt"
     good.write_bytes("\ufeffcat\r\n\r\nkitten\r\n".encode())
-    code, text, _ = call(capsys, "erase", "--forget", f"file:{good}", "--dry-run", "--json", "--out", tmp_path / "o")
+    code, text, _ = call(
+        capsys, "erase", "--forget", f"file:{good}", "--dry-run", "--json", "--out", tmp_path / "o"
+    )
     assert code == 0 and json.loads(text)["erasure"]["concepts"][0]["forget"] == ["cat", "kitten"]
     bad = tmp_path / "latin.txt"
     bad.write_bytes(b"caf\xe9")
-    code, _, err = call(capsys, "erase", "--forget", f"file:{bad}", "--dry-run", "--out", tmp_path / "o")
+    code, _, err = call(
+        capsys, "erase", "--forget", f"file:{bad}", "--dry-run", "--out", tmp_path / "o"
+    )
     assert code == 2 and "cannot read" in one_line(err)
 
 
@@ -192,7 +217,8 @@ def test_erased_folder_loads_without_erase_sd(capsys, tmp_path):
     assert call(capsys, "erase", "--forget", "cat", "--out", out, *FAST)[0] == 0
     code = (
         "import sys; from diffusers import StableDiffusionPipeline as P;"
-        f"image = P.from_pretrained({str(out)!r})('a photo of a dog', num_inference_steps=2).images[0];"
+        f"image = P.from_pretrained({str(out)!r})('a photo of a dog', "
+        "num_inference_steps=2).images[0];"
         f"image.save({str(tmp_path / 'dog.png')!r});"
         "assert not any(m.startswith('erase_sd') for m in sys.modules)"
     )
@@ -202,7 +228,17 @@ def test_erased_folder_loads_without_erase_sd(capsys, tmp_path):
 
 
 def test_generate(capsys, tmp_path):
-    argv = ["generate", "--prompt", "a cat", "--count", "2", "--steps", "2", "--out", tmp_path / "g.png"]
+    argv = [
+        "generate",
+        "--prompt",
+        "a cat",
+        "--count",
+        "2",
+        "--steps",
+        "2",
+        "--out",
+        tmp_path / "g.png",
+    ]
     assert call(capsys, *argv)[0] == 0
     code, _, err = call(capsys, *argv)
     assert code == 2 and "--force" in one_line(err)
@@ -232,18 +268,28 @@ class TestNothingIsLost:
         (base / "erasure.json").write_text("{}")  # even a folder that looks like ours
         before = {p: p.read_bytes() for p in base.rglob("*") if p.is_file()}
         for out in (base, base.parent, base / "inside"):
-            code, _, err = call(capsys, "erase", "--model", base, "--forget", "cat", "--out", out, "--force", *FAST)
+            code, _, err = call(
+                capsys, "erase", "--model", base, "--forget", "cat", "--out", out, "--force", *FAST
+            )
             assert code == 2 and "overlaps the base" in one_line(err)
         assert before == {p: p.read_bytes() for p in base.rglob("*") if p.is_file()}
 
     def test_no_other_copy_of_the_weights_travels_along(self, capsys, tmp_path, embedded):
         base = tmp_path / "base"
         shutil.copytree(embedded, base)
-        for stray in ("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "v1-4.ckpt"):
+        for stray in (
+            "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "v1-4.ckpt",
+        ):
             (base / stray).write_bytes(b"un-erased")
         out = tmp_path / "out"
-        assert call(capsys, "erase", "--model", base, "--forget", "cat", "--out", out, *FAST)[0] == 0
-        assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".ckpt") or ".fp16." in p.name]
+        assert (
+            call(capsys, "erase", "--model", base, "--forget", "cat", "--out", out, *FAST)[0] == 0
+        )
+        assert not [
+            p for p in out.rglob("*") if p.suffix in (".bin", ".ckpt") or ".fp16." in p.name
+        ]
         assert (out / "text_encoder" / "model.safetensors").exists()
         assert call(capsys, "verify", out, "--model", base)[0] == 0
         (out / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"smuggled in later")
@@ -276,10 +322,19 @@ def test_card_tells_what_was_erased(cat, dog, tmp_path, capsys):
 
     both = (cat + dog).save(tmp_path / "both.safetensors")
     out = tmp_path / "README.md"
-    assert call(capsys, "card", both, "--base-model", "owner/name", "--license", "mit", "--out", out)[0] == 0
+    assert (
+        call(capsys, "card", both, "--base-model", "owner/name", "--license", "mit", "--out", out)[
+            0
+        ]
+        == 0
+    )
     text = out.read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front["base_model"] == "owner/name" and front["license"] == "mit" and front["library_name"] == "diffusers"
+    assert (
+        front["base_model"] == "owner/name"
+        and front["license"] == "mit"
+        and front["library_name"] == "diffusers"
+    )
     assert "without cat, dog" in text and "### dog" in text and "states hold is gone" in text
     code, _, err = call(capsys, "card", both, "--out", out)
     assert code == 2 and "exists" in one_line(err)

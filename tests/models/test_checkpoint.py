@@ -7,7 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erase_sd.models.checkpoint import DiffusersFolder
-from erase_sd.models.files import atomic_path, overwrite_tensors, read_tensors, tensor_hash, tensor_names
+from erase_sd.models.files import (
+    atomic_path,
+    overwrite_tensors,
+    read_tensors,
+    tensor_hash,
+    tensor_names,
+)
 
 
 def test_overwrite_changes_those_tensors_and_nothing_else(tmp_path):
@@ -40,7 +46,8 @@ def test_overwrite_refuses_another_size(tmp_path):
         struct.pack("<Q", 50) + b"{}",
         struct.pack("<Q", 4) + b"\xff\xfe\x00\x01",
         struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 66) + b'{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,12]}}  ',
+        struct.pack("<Q", 66)
+        + b'{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,12]}}  ',
         b"PK\x03\x04 a pickle in a zip",
     ],
 )
@@ -79,10 +86,16 @@ class TestAtomicPath:
         (target / "old").write_text("x")
         with pytest.raises(FileExistsError, match="--force"), atomic_path(target):
             pass
-        with pytest.raises(FileExistsError, match="not written by this tool"), atomic_path(target, force=True):
+        with (
+            pytest.raises(FileExistsError, match="not written by this tool"),
+            atomic_path(target, force=True),
+        ):
             pass
         (target / "erasure.json").write_text("{}")
-        with pytest.raises(FileExistsError, match="name a file"), atomic_path(target, force=True) as draft:
+        with (
+            pytest.raises(FileExistsError, match="name a file"),
+            atomic_path(target, force=True) as draft,
+        ):
             draft.write_text("a file")
         assert (target / "old").exists()
         with atomic_path(target, force=True) as draft:
@@ -132,7 +145,9 @@ def test_copy_is_byte_for_byte_but_for_the_edit(folder, weights, tmp_path):
     folder.write(tmp_path / "copy", {name: weight * 0.5}, {"note.json": b"1"})
     for source in folder.path.rglob("*"):
         if source.is_file() and source != weights_file:
-            assert (tmp_path / "copy" / source.relative_to(folder.path)).read_bytes() == source.read_bytes()
+            assert (
+                tmp_path / "copy" / source.relative_to(folder.path)
+            ).read_bytes() == source.read_bytes()
     copy = DiffusersFolder.open(tmp_path / "copy")
     new = load_file(copy.denoiser_files[0])
     for key, old in load_file(weights_file).items():

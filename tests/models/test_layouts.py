@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.bench.shapes import KINDS, TOKENIZER, write_folder, write_single
+from erase_sd.cli.main import main
+from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import DiffusersFolder
+from erase_sd.models.ldm_names import UNET, from_ldm, to_ldm
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import SingleFile
-from erase_sd.cli.main import main
-from erase_sd.artifact.erasure import Erasure
-from erase_sd.fit.solve import Settings, fit
 from erase_sd.text.encoder import TextEncoder
-from erase_sd.models.ldm_names import UNET, from_ldm, to_ldm
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +36,17 @@ def single(path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_file_is_read_as_diffusers_reads_it(models, kind):
-    """Same cross-attention tensors by name, and the same text states as the pipeline itself computes."""
+    """Same cross-attention tensors by name.
+
+    And the same text states as the pipeline itself computes.
+    """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     folder, file = models[kind]
     Pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
-    pipe = Pipeline.from_single_file(str(file), config=str(folder), dtype=torch.float32, local_files_only=True)
+    pipe = Pipeline.from_single_file(
+        str(file), config=str(folder), dtype=torch.float32, local_files_only=True
+    )
     ours = single(file)
     theirs = dict(pipe.unet.named_parameters())
     assert len(ours.where) > 10
@@ -50,7 +55,9 @@ def test_a_single_file_is_read_as_diffusers_reads_it(models, kind):
     prompts = ["a photo of a cat", ""]
     a, b = TextEncoder.from_checkpoint(ours).encode(prompts), TextEncoder.of(pipe).encode(prompts)
     torch.testing.assert_close(a.states, b.states, atol=1e-5, rtol=1e-4)
-    embeds = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    embeds = pipe.encode_prompt(
+        prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
     torch.testing.assert_close(a.states[:1], embeds[0][:1], atol=1e-5, rtol=1e-4)
     if kind == "sdxl":
         torch.testing.assert_close(a.pooled, b.pooled, atol=1e-5, rtol=1e-4)
@@ -86,7 +93,12 @@ def sdxl(models):
     model = DiffusersFolder.open(models["sdxl"][0])
     encoder = TextEncoder.from_checkpoint(model)
     weights = model.weights()
-    return model, encoder, weights, fit(encoder, ["cat"], weights=weights, settings=Settings.of(method="rayleigh", rank=1))
+    return (
+        model,
+        encoder,
+        weights,
+        fit(encoder, ["cat"], weights=weights, settings=Settings.of(method="rayleigh", rank=1)),
+    )
 
 
 def test_sdxl_erases_the_pooled_path_as_well(sdxl):
@@ -111,12 +123,16 @@ def test_sdxl_lora_equals_the_baked_edit_in_diffusers(models, sdxl, style, tmp_p
     from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 
     _, _, weights, erasure = sdxl
-    pipe = StableDiffusionXLPipeline.from_pretrained(models["sdxl"][0], dtype=torch.float32, local_files_only=True)
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        models["sdxl"][0], dtype=torch.float32, local_files_only=True
+    )
     pipe.set_progress_bar_config(disable=True)
 
     def draw():
         noise = torch.Generator().manual_seed(1)
-        return pipe("a photo of a cat", generator=noise, num_inference_steps=2, output_type="latent").images
+        return pipe(
+            "a photo of a cat", generator=noise, num_inference_steps=2, output_type="latent"
+        ).images
 
     original = draw()
     live = apply_to_pipeline(pipe, erasure)
@@ -139,7 +155,10 @@ def test_sdxl_lora_equals_the_baked_edit_in_diffusers(models, sdxl, style, tmp_p
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_erase_a_single_file(models, kind, tmp_path, capsys):
-    """Same header and bytes but for the edit; equal to the folder's edit; loads; verifies; comes back."""
+    """Same header and bytes but for the edit; equal to the folder's edit; loads; verifies.
+
+    Comes back.
+    """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     folder, file = models[kind]
@@ -161,7 +180,9 @@ def test_erase_a_single_file(models, kind, tmp_path, capsys):
     assert changed == {stored for _, stored in base.where.values()}
     # diffusers loads it, and sees the same numbers
     Pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
-    pipe = Pipeline.from_single_file(str(out), config=str(folder), dtype=torch.float32, local_files_only=True)
+    pipe = Pipeline.from_single_file(
+        str(out), config=str(folder), dtype=torch.float32, local_files_only=True
+    )
     seen = dict(pipe.unet.named_parameters())
     assert all(torch.equal(seen[n], w.float()) for n, w in expected.items())
     # apply gives the same file; verify agrees; the undo file gives the original
@@ -179,7 +200,9 @@ def test_erase_a_single_file(models, kind, tmp_path, capsys):
 @pytest.mark.parametrize("shards", [1, 3])
 def test_folders_of_every_dtype_variant_and_sharding(tmp_path, dtype, shards, capsys):
     variant = "fp16" if dtype == "F16" else ""
-    base = write_folder(tmp_path / "m", "sd1", small=True, dtype=dtype, variant=variant, shards=shards)
+    base = write_folder(
+        tmp_path / "m", "sd1", small=True, dtype=dtype, variant=variant, shards=shards
+    )
     out = tmp_path / "out"
     args = ["--variant", variant] if variant else []
     assert main(["erase", "--model", str(base), "--forget", "cat", "--rank", "1", "--out", str(out), "--keep-undo",
@@ -230,14 +253,18 @@ def test_a_hub_id_comes_from_the_cache(tmp_path):
             "0",
         ]
         env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=200)
+        return subprocess.run(
+            [*command, *args], env=env, capture_output=True, text=True, timeout=200
+        )
 
     assert run("--model", "someone/tiny", "--out", str(tmp_path / "out")).returncode == 0
     copy = tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors"
     assert not copy.is_symlink() and copy.read_bytes() != before == blob.read_bytes()
     for args in (["--model", "someone/absent"], ["--model", "someone/tiny", "--revision", "dev"]):
         done = run(*args, "--out", str(tmp_path / "no"))
-        assert done.returncode == 2 and "cannot be had" in done.stderr and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 2 and "cannot be had" in done.stderr and done.stderr.count("\n") == 1
+        )
     assert not (tmp_path / "no").exists()
 
 
@@ -249,7 +276,9 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path):
         index.write_text(json.dumps(good | {"weight_map": dict.fromkeys(good["weight_map"], name)}))
         with pytest.raises(ValueError, match="same folder"):
             DiffusersFolder.open(base)
-    index.write_text(json.dumps(good | {"weight_map": dict.fromkeys(good["weight_map"], "gone.safetensors")}))
+    index.write_text(
+        json.dumps(good | {"weight_map": dict.fromkeys(good["weight_map"], "gone.safetensors")})
+    )
     with pytest.raises(ValueError, match="missing"):
         DiffusersFolder.open(base)
     for text in ("[]", "{}", "\xff", '{"weight_map": []}'):
@@ -261,12 +290,26 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path):
 def test_a_pickle_is_refused_unless_asked_for(models, tmp_path, capsys):
     file = tmp_path / "model.ckpt"
     torch.save({"state_dict": load_file(models["sd1"][1]), "epoch": 3}, file)
-    args = ["erase", "--model", str(file), "--forget", "cat", "--rank", "1", "--tokenizer", str(TOKENIZER)]
+    args = [
+        "erase",
+        "--model",
+        str(file),
+        "--forget",
+        "cat",
+        "--rank",
+        "1",
+        "--tokenizer",
+        str(TOKENIZER),
+    ]
     assert main([*args, "--out", str(tmp_path / "x.safetensors")]) == 2
     assert "--allow-pickle" in capsys.readouterr().err
     assert main([*args, "--out", str(tmp_path / "x.safetensors"), "--allow-pickle"]) == 0
-    same = Erasure.load(tmp_path / "x.erasure.safetensors").edit_weights(single(models["sd1"][1]).weights())
-    assert all(torch.equal(w, same[n]) for n, w in single(tmp_path / "x.safetensors").weights().items())
+    same = Erasure.load(tmp_path / "x.erasure.safetensors").edit_weights(
+        single(models["sd1"][1]).weights()
+    )
+    assert all(
+        torch.equal(w, same[n]) for n, w in single(tmp_path / "x.safetensors").weights().items()
+    )
 
 
 class Bomb:
@@ -323,7 +366,10 @@ def test_a_file_round_trip_keeps_both_streams(sdxl, tmp_path):
 
 
 def test_a_rank_asked_for_holds_for_every_stream_that_can_have_it(sdxl, models):
-    """The pooled stream has one vector a prompt and gets rank 1; the token states keep what was asked."""
+    """The pooled stream has one vector a prompt and gets rank 1.
+
+    The token states keep what was asked.
+    """
     base = single(models["sdxl"][1])
     erasure = fit(
         TextEncoder.from_checkpoint(base),
@@ -334,7 +380,9 @@ def test_a_rank_asked_for_holds_for_every_stream_that_can_have_it(sdxl, models):
     assert {s: e.rank for s, e in erasure.right.items()} == {"tokens": 3, "pooled": 1}
 
 
-def test_a_file_with_averaged_weights_is_refused_before_anything_is_written(models, tmp_path, capsys):
+def test_a_file_with_averaged_weights_is_refused_before_anything_is_written(
+    models, tmp_path, capsys
+):
     """Training's running average is the whole concept once more."""
     file = models["sd1"][1]
     state = load_file(file)
@@ -348,7 +396,9 @@ def test_a_file_with_averaged_weights_is_refused_before_anything_is_written(mode
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("name", ["unet/model.onnx", "unet/model.onnx_data", "unet/weights.pb", "model.gguf", "x.h5"])
+@pytest.mark.parametrize(
+    "name", ["unet/model.onnx", "unet/model.onnx_data", "unet/weights.pb", "model.gguf", "x.h5"]
+)
 def test_other_copies_of_the_weights_are_left_behind_and_noticed(models, tmp_path, capsys, name):
     import shutil
 
@@ -356,7 +406,10 @@ def test_other_copies_of_the_weights_are_left_behind_and_noticed(models, tmp_pat
     shutil.copytree(models["sd1"][0], base)
     (base / name).write_bytes(b"weights")
     out = tmp_path / "out"
-    assert main(["erase", "--model", str(base), "--forget", "cat", "--images", "0", "--out", str(out)]) == 0
+    assert (
+        main(["erase", "--model", str(base), "--forget", "cat", "--images", "0", "--out", str(out)])
+        == 0
+    )
     assert not (out / name).exists()
     assert main(["verify", str(out), "--model", str(base)]) == 0
     (out / name).write_bytes(b"weights")

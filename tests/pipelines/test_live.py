@@ -5,8 +5,8 @@ from diffusers import DiffusionPipeline
 
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.fit.solve import Settings, fit
 from erase_sd.artifact.lora import save_lora
+from erase_sd.fit.solve import Settings, fit
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline, generate, restore_pipeline
 
 PROMPTS, SEEDS = ["a photo of a cat", "a dog by noto"], [3, 4]
@@ -75,7 +75,9 @@ def test_another_width_is_refused(pipe):
     from erase_sd.algebra.edit import LowRankEdit
     from erase_sd.artifact.erasure import ErasedConcept
 
-    narrow = Erasure((ErasedConcept("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),))
+    narrow = Erasure(
+        (ErasedConcept("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),)
+    )
     with pytest.raises(WrongBase, match="width 8, the model has 192"):
         apply_to_pipeline(pipe, replace(narrow))
 
@@ -110,7 +112,9 @@ def test_runtime_edit_of_the_embeddings_equals_the_baked_weights(pipe, cat):
     restore_pipeline(pipe)
     np.testing.assert_array_equal(run(embeds, negative), original)
     apply_to_pipeline(pipe, cat, runtime=False)
-    np.testing.assert_allclose(run(embeds, negative), runtime, atol=1e-3)  # float32, amplified by four steps
+    np.testing.assert_allclose(
+        run(embeds, negative), runtime, atol=1e-3
+    )  # float32, amplified by four steps
 
 
 def test_runtime_edit_of_the_values_alone_equals_the_baked_weights(pipe, encoder, weights):
@@ -127,7 +131,10 @@ def test_diffusers_loads_it_as_a_custom_pipeline(embedded, cat):
     import erase_sd.pipelines.stable_diffusion as module
 
     pipe = DiffusionPipeline.from_pretrained(
-        str(embedded), custom_pipeline=module.__file__, trust_remote_code=True, local_files_only=True
+        str(embedded),
+        custom_pipeline=module.__file__,
+        trust_remote_code=True,
+        local_files_only=True,
     )
     assert pipe.erase("cat").names == ("cat",)
     pipe.restore()
@@ -151,7 +158,10 @@ def test_lora_in_diffusers_equals_the_baked_edit(pipe, cat, dog, style, tmp_path
 
 
 def test_the_same_seed_gives_the_same_image_in_any_batch(pipe):
-    alone = [np.asarray(generate(pipe, [p], [s], steps=3)[0], int) for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    alone = [
+        np.asarray(generate(pipe, [p], [s], steps=3)[0], int)
+        for p, s in zip(PROMPTS, SEEDS, strict=True)
+    ]
     together = [np.asarray(i, int) for i in generate(pipe, PROMPTS, SEEDS, steps=3)]
     assert all(np.abs(a - b).max() <= 2 for a, b in zip(alone, together, strict=True))
 

@@ -23,10 +23,17 @@ def test_own_sets(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("concepts: {pet: [cat, dog]}\ntemplates: ['my {}']\n")
     assert load_set(str(path)).prompts() == ["my pet", "my cat", "my dog"]
-    assert read_prompts([f"set:{path}", "cow"], what="forget") == ["my pet", "my cat", "my dog", "cow"]
+    assert read_prompts([f"set:{path}", "cow"], what="forget") == [
+        "my pet",
+        "my cat",
+        "my dog",
+        "cow",
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "a", "[1, 2]", "concepts: 3", "concepts: []", "x: [", "concepts: {a: b: c}"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "[1, 2]", "concepts: 3", "concepts: []", "x: [", "concepts: {a: b: c}"]
+)
 def test_broken_sets_are_one_error(tmp_path, text):
     path = tmp_path / f"broken{abs(hash(text))}.yaml"
     path.write_text(text)
@@ -55,7 +62,10 @@ def test_a_bare_word_is_never_a_file(tmp_path, monkeypatch):
 def test_neutral_prompts_name_no_object_of_the_policy_sets():
     text = " ".join(neutral())
     assert not any(
-        f" {n} " in f" {text} " for s in ("weapons", "alcohol") for c in load_set(s).concepts for n in c.nouns
+        f" {n} " in f" {text} "
+        for s in ("weapons", "alcohol")
+        for c in load_set(s).concepts
+        for n in c.nouns
     )
 
 

@@ -15,7 +15,9 @@ def test_states_are_what_the_pipeline_sees(encoder, pipe):
 
 def test_bos_is_one_vector_for_all_prompts(encoder):
     states = encoder.encode(["cat", "a long prompt about a river", ""]).states[:, 0]
-    assert torch.allclose(states[0], states[1], atol=1e-6) and torch.allclose(states[0], states[2], atol=1e-6)
+    assert torch.allclose(states[0], states[1], atol=1e-6) and torch.allclose(
+        states[0], states[2], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rule", TOKEN_RULES)
@@ -80,7 +82,9 @@ def test_streaming_equals_one_batch(encoder):
 
 def test_fingerprint_names_the_weights(encoder, embedded):
     again = TextEncoder.from_folder(embedded)
-    assert again.fingerprint == encoder.fingerprint == fingerprint_of(DiffusersFolder.open(embedded))
+    assert (
+        again.fingerprint == encoder.fingerprint == fingerprint_of(DiffusersFolder.open(embedded))
+    )
     with torch.no_grad():
         next(again.towers[0].model.parameters())[0, 0] += 1
     assert TextEncoder(again.architecture, again.towers).fingerprint != encoder.fingerprint

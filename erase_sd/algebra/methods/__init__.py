@@ -1,9 +1,9 @@
 """Closed-form erasure methods: pure functions from a `Problem` to a `LowRankEdit`.
 
-Each lives in the file named for it (`unlink-oblique` in `unlink_oblique.py`), which holds its `Options`,
-its `solve(problem, options)` and, if it edits what the weights write, its
-`left(weight, problem, right, options)`. One line below registers it; nothing is imported before it is
-asked for.
+Each lives in the file named for it (`unlink-oblique` in `unlink_oblique.py`), which holds its
+`Options`, its `solve(problem, options)` and, if it edits what the weights write, its
+`left(weight, problem, right, options)`. One line below registers it; nothing is imported before it
+is asked for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT", "METHODS", "Method", "get_method"]
 
-# A concept looks a little different in every sentence; several of them tell its directions from the sentence's.
+# A concept looks a little different in every sentence; several of them tell its directions from the
+# sentence's.
 _SENTENCES = (
     "{}",
     "a photo of a {}",
@@ -77,7 +78,7 @@ class Method:
     @property
     def options(self) -> type[Any]:
         """Its options dataclass."""
-        return self._module.Options  # type: ignore[no-any-return]
+        return self._module.Options
 
     def make_options(self, given: Mapping[str, Any], *, style: bool = False) -> Any:
         """Its options from names and values.
@@ -89,17 +90,20 @@ class Method:
 
     def solve(self, problem: Problem, options: Any) -> LowRankEdit:
         """The edit of the features."""
-        return self._module.solve(problem, options)  # type: ignore[no-any-return]
+        return self._module.solve(problem, options)
 
-    def left(self, weight: Tensor, problem: Problem, right: LowRankEdit, options: Any) -> LowRankEdit:
+    def left(
+        self, weight: Tensor, problem: Problem, right: LowRankEdit, options: Any
+    ) -> LowRankEdit:
         """The edit of what one weight writes, the right side applied first."""
-        return self._module.left(weight, problem, right, options)  # type: ignore[no-any-return]
+        return self._module.left(weight, problem, right, options)
 
 
 _ALL = (
     Method(
         "rayleigh",
-        "generalized Rayleigh quotient in its consistent form; protects a background of ordinary words",
+        "generalized Rayleigh quotient in its consistent form; protects a background of ordinary "
+        "words",
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
         retain="background",
         contexts=_SENTENCES,

@@ -26,5 +26,8 @@ class Options:
 
 def solve(problem: Problem, options: Options) -> LowRankEdit:
     """`x → x − P_f x + P_f P_r x`, one α for both. Source: arXiv 2505.12677."""
-    forget, retain = importance(problem.forget, options.alpha), importance(problem.retain, options.alpha)
+    forget, retain = (
+        importance(problem.forget, options.alpha),
+        importance(problem.retain, options.alpha),
+    )
     return without(forget - forget @ retain, problem.width)

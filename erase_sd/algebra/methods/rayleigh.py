@@ -19,12 +19,14 @@ class Options:
     """Options of the Rayleigh method.
 
     Attributes:
-        rank: Number of directions `k` (not used by "lsq"); None takes all whose λ is at least `share` of the
+        rank: Number of directions `k` (not used by "lsq"); None takes all whose λ is at least
+            `share` of the
             first: one concept has one or two, a family as many as it has members.
         share: See `rank`.
         epsilon: Relative ridge; towards infinity "hard" becomes Unlink.
         variant: See `solve`.
-        protect_null: Whether the empty prompt's states, and those of named retain prompts, stay exactly.
+        protect_null: Whether the empty prompt's states, and those of named retain prompts, stay
+            exactly.
     """
 
     rank: int | None = None
@@ -47,8 +49,8 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
 
     - "hard": `D = I`. `P² = P`; of all maps that zero the carriers, the least harm to retain.
     - "lsq": `D = diag(λ / (1 + λ))` over all directions: `T = C (C + C_f)⁻¹`.
-    - "paper": Eq. 15 as printed, `U diag(min(1, λ)) Uᵀ`. Not a projection: it depends on the features'
-      scale, and on text overshoots by orders of magnitude. For comparison only.
+    - "paper": Eq. 15 as printed, `U diag(min(1, λ)) Uᵀ`. Not a projection: it depends on the
+      features' scale, and on text overshoots by orders of magnitude. For comparison only.
 
     Source: Unlearn in a Blink, Eq. 12-15; the correction is derived in docs/methods.md.
 
@@ -66,10 +68,15 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     elif rank is None:
         rank = int((lam >= options.share * lam[0]).sum())
     if rank > len(lam):
-        raise ValueError(f"rank {rank} asked, but the forget prompts span {len(lam)} unprotected dimensions")
+        raise ValueError(
+            f"rank {rank} asked, but the forget prompts span {len(lam)} unprotected dimensions"
+        )
     lam, U = lam[:rank], U[:, :rank]
     if paper:
-        warnings.warn("variant 'paper' is Eq. 15 as printed; it is no projection and damages models", stacklevel=2)
+        warnings.warn(
+            "variant 'paper' is Eq. 15 as printed; it is no projection and damages models",
+            stacklevel=2,
+        )
         return LowRankEdit(U * lam.clamp(max=1), U)
     carrier = problem.forget.matrix @ U / lam
     gain = lam / (1 + lam) if options.variant == "lsq" else torch.ones_like(lam)

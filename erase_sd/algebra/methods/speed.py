@@ -35,8 +35,8 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     """`T = I + (A − C) P [I − M K (Kᵀ P M K + λ I)⁻¹ Kᵀ P] M`, `M = (C P + s I)⁻¹`.
 
     `C = mean c cᵀ` and `A = mean a cᵀ` over concepts and anchors; `P` projects on the directions of
-    the retain moment whose singular value is below `threshold`; `K` holds BOS and three centroids of
-    the empty prompt, which stay fixed.
+    the retain moment whose singular value is below `threshold`; `K` holds BOS and three centroids
+    of the empty prompt, which stay fixed.
 
     Source: arXiv 2503.07392 and its code; it edits the values only.
 
@@ -67,7 +67,10 @@ def null_centroids(null: torch.Tensor, clusters: int = 3) -> torch.Tensor:
     for _ in range(50):  # Lloyd's iterations from evenly spaced positions: deterministic
         nearest = torch.cdist(rest, centres).argmin(1)
         moved = torch.stack(
-            [rest[nearest == i].mean(0) if (nearest == i).any() else centres[i] for i in range(clusters)]
+            [
+                rest[nearest == i].mean(0) if (nearest == i).any() else centres[i]
+                for i in range(clusters)
+            ]
         )
         if torch.equal(moved, centres):
             break

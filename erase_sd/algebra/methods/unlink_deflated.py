@@ -41,7 +41,9 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     """
     basis = _protected(problem, options.energy)
     keep = torch.eye(problem.width, dtype=torch.float64) - basis @ basis.T
-    left = SecondMoment(keep @ problem.forget.gram @ keep, keep @ problem.forget.total, problem.forget.count)
+    left = SecondMoment(
+        keep @ problem.forget.gram @ keep, keep @ problem.forget.total, problem.forget.count
+    )
     share = float(left.gram.trace() / problem.forget.gram.trace())
     if share < 1e-8:
         raise NothingLeft(

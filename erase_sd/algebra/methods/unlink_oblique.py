@@ -18,7 +18,8 @@ class Options:
     Attributes:
         rank: Number of directions.
         epsilon: Relative ridge on the retain moment.
-        protect_null: Whether the empty prompt's states, and those of named retain prompts, stay exactly.
+        protect_null: Whether the empty prompt's states, and those of named retain prompts, stay
+            exactly.
     """
 
     rank: int = 1
