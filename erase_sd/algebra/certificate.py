@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.moments import SecondMoment, orthonormal
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.revival import revival
+from erase_sd.algebra.two_sided import TwoSidedEdit
 
 
 def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
@@ -115,25 +116,38 @@ def certify(
     return report
 
 
-def certify_weights(
-    edit: LowRankEdit, problem: Problem, gram: Callable[[], Tensor]
+def certify_values(
+    weights: Mapping[str, Tensor], edits: Mapping[str, TwoSidedEdit], problem: Problem
 ) -> dict[str, float]:
-    """What an adversarial embedding could restore.
+    """What of a concept no input at all can make the values write.
 
-    `recoverability` and `revivable` of the worst concept.
+    `c = W (μ_f − μ_o)`, over all layers at once, is what sets the concept apart from other things;
+    an input `x`, natural or adversarial, offers `W' x` to every layer at once. The figure is
+    `min_x Σ ‖W' x − c‖² / Σ ‖c‖²` over all of `R^d`, no norm or tokenizer assumed: a larger one
+    binds every attacker on the text side. Averages of states, which is what attention takes, lie in
+    the same span.
 
     Args:
-        edit: The edit.
-        problem: What it was made of.
-        gram: Gives `Σ WᵀW` over the edited weights; not asked for if the edit can be inverted,
-            which restores all.
+        weights: The value weights by name.
+        edits: What happens to each.
+        problem: Its `contrast` holds `μ_f − μ_o` of each concept.
+
+    Returns:
+        `unreachable`, the figure of the concept where it is smallest, and `unreachable_before`, the
+        same of the unedited weights.
     """
-    if not len(problem.concepts):
-        return {}
-    if edit.is_invertible:
-        return {"recoverability": 0.0, "revivable": 1.0}
-    G = gram()
-    return {
-        "recoverability": float(recoverability(edit, problem.concepts, G).min()),
-        "revivable": float(revivable(edit, problem.concepts, G, problem.null).max()),
-    }
+    width = problem.width
+    shares = {}
+    for key, edited in (("unreachable", True), ("unreachable_before", False)):
+        gram = torch.zeros(width, width, dtype=torch.float64)
+        along = torch.zeros(width, len(problem.contrast), dtype=torch.float64)
+        size = torch.zeros(len(problem.contrast), dtype=torch.float64)
+        for name, weight in weights.items():
+            W = weight[:, :width].double().cpu()
+            new = edits[name].apply_to_weight(W) if edited else W
+            c = W @ problem.contrast.T
+            gram, along, size = gram + new.T @ new, along + new.T @ c, size + c.square().sum(0)
+        best = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ along
+        reached = (along * best).sum(0)
+        shares[key] = float((1 - reached / size.clamp(min=1e-300)).clamp(0, 1).min())
+    return shares

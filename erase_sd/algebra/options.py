@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal, TypeVar
 
-O = TypeVar("O")
+Kind = TypeVar("Kind")
 
 
 def within(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
@@ -35,7 +35,7 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"expected {name} of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
-def make(kind: type[O], given: Mapping[str, Any], *, owner: str) -> O:
+def make(kind: type[Kind], given: Mapping[str, Any], *, owner: str) -> Kind:
     """An options dataclass from names and values, which may be text.
 
     Args:

@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from erase_sd.algebra import options as opt
-from erase_sd.algebra.certificate import certify, certify_weights
+from erase_sd.algebra.certificate import certify, certify_values
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.methods import DEFAULT, Method, get_method
+from erase_sd.algebra.methods import DEFAULT, METHODS, Method, get_method
 from erase_sd.algebra.problem import Problem
-from erase_sd.algebra.robust import harden
+from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.artifact.base import weight_gram, weight_streams
 from erase_sd.artifact.erasure import ErasedConcept, Erasure
 from erase_sd.fit.task import NEAR, Task, is_style
-from erase_sd.models.architectures import POOLED, TOKENS, Stream
+from erase_sd.models.architectures import POOLED, TOKENS, Architecture, Stream
 from erase_sd.prompts import clean
 from erase_sd.text.background import background, meanings
 from erase_sd.text.encoder import TextEncoder
@@ -37,8 +37,8 @@ class Settings:
         strength: 1 is the method's own edit; 0 changes nothing.
         contexts: Sentences that short forget prompts are put in.
         near: Cosine above which a background prompt is left out of the retain moment.
-        robust: Also erase the vocabulary's synonyms of the concept, and the embeddings that would
-            revive it (see `erase_sd.algebra.robust.harden`).
+        robust: Also erase the vocabulary's synonyms of the concept, and close the left side, so that
+            no input can make the values write what sets it apart.
         options: The method's own options, by name.
     """
 
@@ -92,21 +92,19 @@ def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
     """
     spec = settings.spec
     style = is_style(clean(forget))
-    options = spec.make_options(settings.options, style=style)
+    if settings.robust and not spec.robust:
+        able = [m.name for m in METHODS.values() if m.robust]
+        raise ValueError(f"--robust needs a method with a left side: {', '.join(able)}")
+    options = spec.make_options(settings.options, style=style, robust=settings.robust)
     if settings.toward is not None and spec.anchor is None:
         raise ValueError(f"{spec.name} has no target to move toward; uce, rece and speed have")
     strength = settings.strength
     if strength is None:
-        own = spec.style_strength if style and spec.style_strength is not None else spec.strength
-        # A map past the projection can be inverted, so robust erasures do not go there.
-        strength = 1.0 if settings.robust else own
+        strength = spec.strength
+        if style and spec.style_strength is not None:
+            strength = spec.style_strength
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
-    if settings.robust and "rank" not in opt.names(spec.options):
-        raise ValueError(
-            "--robust needs a method that projects: rayleigh, unlink, unlink-deflated or "
-            "unlink-oblique"
-        )
     return Resolved(spec, float(strength), options)
 
 
@@ -146,7 +144,7 @@ def fit(
         if weights
         else {}
     )
-    concept = solve(task, chosen, edited, robust=settings.robust)
+    concept = solve(task, chosen, edited)
     erasure = Erasure(
         (replace(concept, name=name or task.forget[0]),),
         encoder.architecture.name,
@@ -182,32 +180,39 @@ def make_task(
     return replace(task, forget=(*task.forget, *(w for w in same if w.lower() not in kept)))
 
 
-def solve(
-    task: Task, chosen: Resolved, weights: Mapping[str, Tensor], *, robust: bool = False
-) -> ErasedConcept:
+def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> ErasedConcept:
     """Solve every text stream, then every left side, and certify.
 
     Args:
         task: What to forget and to keep.
         chosen: How.
         weights: Base tensors to edit, by name; may be empty for methods that read none.
-        robust: Whether to harden the edit.
+
+    Raises:
+        ValueError: If there is nothing to forget, nothing left to erase, or weights are missing.
     """
     right: dict[Stream, LowRankEdit] = {}
     left: dict[str, LowRankEdit] = {}
     certificates: dict[str, dict[str, Any]] = {}
-    encoder = task.encoder
+    encoder, spec = task.encoder, chosen.spec
     for stream, own in weight_streams(encoder.architecture, weights, encoder.widths).items():
         gram = functools.cache(functools.partial(weight_gram, own.values(), encoder.widths[stream]))
-        reads = own and (robust or chosen.spec.weights == "gram")
-        problem = task.problem(stream, gram() if reads else None)
-        edit, history = _right(problem, chosen, stream, robust)
-        right[stream] = edit.rounded()
+        problem = task.problem(stream, gram() if own and spec.weights == "gram" else None)
+        right[stream] = spec.solve(problem, _fitting(chosen.options, stream, problem)).rounded()
         about = certify(right[stream], problem, ordinary=task.ordinary[stream])
-        if own:
-            about |= certify_weights(right[stream], problem, gram)
-        about |= {"revivable_by_round": [round(v, 4) for v in history]} if history else {}
-        if stream == TOKENS and task.named:
+        if stream == TOKENS:
+            values = _values(encoder.architecture, own)
+            if values:
+                problem = replace(problem, contrast=task.contrast(values.values()))
+            if getattr(chosen.options, "left", False):
+                if not values:
+                    raise ValueError("a left side needs the weights that the edit is for")
+                left = {
+                    n: spec.left(w, problem, chosen.options).rounded() for n, w in values.items()
+                }
+            if values:
+                edits = {n: TwoSidedEdit(right[stream], left.get(n)) for n in values}
+                about |= certify_values(values, edits, problem)
             drifts = task.drifts(right[stream])
             about["retain_contradicts"] = {
                 p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED
@@ -219,31 +224,29 @@ def solve(
         left=left,
         forget=task.forget,
         retain=task.retain,
-        method=chosen.spec.name,
+        method=spec.name,
         tokens=task.tokens,
         contexts=task.contexts,
         strength=chosen.strength,
-        options=_used(chosen.options, right[TOKENS]) | ({"robust": True} if robust else {}),
+        options=_used(chosen.options, right[TOKENS]),
         certificate=certificates.pop(TOKENS, {}) | certificates,
     )
 
 
-def _right(
-    problem: Problem, chosen: Resolved, stream: Stream, robust: bool
-) -> tuple[LowRankEdit, list[float]]:
-    """The edit of one stream's features, and what `harden` saw on its way."""
-    options = chosen.options
-    if stream == POOLED and getattr(
-        options, "rank", None
-    ):  # one vector a prompt may span fewer directions
-        options = replace(options, rank=min(options.rank, int(problem.forget.count)))
-    if not robust:
-        return chosen.spec.solve(problem, options), []
+def _values(architecture: Architecture, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of some weights whose outputs are what attention passes on."""
+    return (
+        {s.name: weights[s.name] for s in architecture.sites(weights) if s.writes_values}
+        if weights
+        else {}
+    )
 
-    def again(p: Problem, rank: int | None = None) -> LowRankEdit:
-        return chosen.spec.solve(p, options if rank is None else replace(options, rank=rank))
 
-    return harden(problem, again)
+def _fitting(options: Any, stream: Stream, problem: Problem) -> Any:
+    """The options for one stream: one vector a prompt may span fewer directions than asked."""
+    if stream == POOLED and getattr(options, "rank", None):
+        return replace(options, rank=min(options.rank, int(problem.forget.count)))
+    return options
 
 
 def _used(options: Any, edit: LowRankEdit) -> dict[str, Any]:

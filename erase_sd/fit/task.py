@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -15,7 +15,7 @@ from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.problem import Problem
 from erase_sd.models.architectures import POOLED, TOKENS, Stream
 from erase_sd.prompts import clean, neutral
-from erase_sd.text.background import RULE, background, meanings
+from erase_sd.text.background import LENGTH, RULE, TEMPLATES, background, meanings
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.tokens import PromptStates
 
@@ -24,6 +24,7 @@ NEAR = 0.9  # cosine above which a background prompt counts as the concept itsel
 # How much a user's retain prompts weigh beside the background: enough that thousands of words do
 # not drown them, too little to crowd out the concept's own directions when many concepts go.
 OWN = 0.1
+DRAWN = 0.2  # share of the background that a concept is set apart from
 
 # "by someone", "in the style of something" say how a thing is drawn.
 _MANNER = ("by ", "in the style of ")
@@ -163,6 +164,33 @@ class Task:
     def null(self) -> PromptStates:
         """The empty prompt's states."""
         return self.encoder.encode([""])
+
+    def contrast(self, values: Iterable[Tensor]) -> Tensor:
+        """`(m, d)` what sets each forget prompt apart from other things that the model can draw.
+
+        A tokenizer's vocabulary is full of words that draw nothing; those that move the values most
+        are what a concept is compared with, in the same sentences.
+
+        Args:
+            values: Weights whose outputs are what attention passes on.
+        """
+        everything = background(self.encoder)
+        near = set(everything.near(meanings(self.encoder, list(self.forget)), self.near))
+        means = everything.means.double()
+        centred = means - means.mean(0)
+        energy = torch.stack(
+            [(centred @ w[:, : self.encoder.width].double().T).square().sum(1) for w in values]
+        ).sum(0)
+        order = [i for i in energy.argsort(descending=True).tolist() if i not in near]
+        others = means[order[: max(1, int(DRAWN * len(means)))]].mean(0)
+        rows = []
+        for prompt in self.forget:
+            sentences = in_contexts([prompt], TEMPLATES)
+            states = torch.cat(
+                [s.means(RULE) for s in self.encoder.stream(sentences, length=LENGTH)]
+            )
+            rows.append(states.double().mean(0) - others)
+        return torch.stack(rows)
 
     def drifts(self, edit: LowRankEdit, stream: Stream = TOKENS) -> dict[str, float]:
         """How far an edit moves the states of each prompt that the user named.

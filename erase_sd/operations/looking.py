@@ -58,7 +58,7 @@ class Preflight:
 
     def plot(self, path: Path, *, force: bool = False) -> None:
         """Write a PNG: the spectrum on the left, the words moved most on the right."""
-        from matplotlib.figure import Figure  # a second of start-up that most runs do without
+        from matplotlib.figure import Figure  # noqa: PLC0415 - a second that most runs do without
 
         figure = Figure(figsize=(10, 4))
         left, right = figure.subplots(1, 2)

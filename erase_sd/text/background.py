@@ -9,7 +9,6 @@ subtraction.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ RULE = "all-but-bos"
 # padding
 # resembles padding, so a third of the line tells what the whole would, at a third of the time.
 LENGTH = 24
-FORMAT = "2"  # of the cached file; older ones are made again
+FORMAT = "3"  # of the cached file; older ones are made again
 
 
 def cache_folder() -> Path:
@@ -52,19 +51,20 @@ class Background:
         moments: For each stream, the sum over all prompts' features (every position but BOS).
         prompts: The prompts.
         meanings: `(n, d)` float32, each prompt's pooled vector or EOS state.
+        means: `(n, d)` float32, the mean of each prompt's token states.
     """
 
     moments: dict[Stream, SecondMoment]
     prompts: tuple[str, ...]
     meanings: Tensor
+    means: Tensor
 
     def near(self, meanings: Tensor, threshold: float) -> list[int]:
-        """Indices of prompts whose centred meaning has a cosine above `threshold` with any given
-        one.
+        """Indices of prompts that mean nearly the same as any given one.
 
         Args:
             meanings: `(c, d)` meanings of the forget prompts.
-            threshold: Cosine, −1 to 1.
+            threshold: Cosine of centred meanings above which they do, −1 to 1.
         """
         centre = self.meanings.mean(0)
         ours = torch.nn.functional.normalize(self.meanings - centre, dim=1)
@@ -108,6 +108,9 @@ def background(encoder: TextEncoder) -> Background:
     """The encoder's background, from the cache if it is there.
 
     Made in seconds to minutes otherwise.
+
+    Raises:
+        ValueError: If the tokenizer's vocabulary has no whole words.
     """
     words = vocabulary(encoder)
     if not words:
@@ -122,40 +125,52 @@ def background(encoder: TextEncoder) -> Background:
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
         try:
-            data = load_file(path)
-            moments = {
-                s: SecondMoment(data[f"{s}.gram"], data[f"{s}.total"], float(data[f"{s}.count"]))
-                for s in encoder.widths
-            }
-            whole = all(
-                bool(torch.isfinite(m.gram).all()) and m.width == encoder.widths[s]
-                for s, m in moments.items()
-            )
-            if whole and len(data["meanings"]) == len(prompts):
-                return Background(moments, tuple(prompts), data["meanings"])
-            reason = "it holds other data"
-        except (SafetensorError, OSError, KeyError) as error:
-            reason = str(error)
-        logger.warning("the cached background %s is unusable (%s); making it again", path, reason)
-    moments = {stream: SecondMoment.zeros(width) for stream, width in encoder.widths.items()}
-    rows = []
-    for states in encoder.stream(
-        prompts, length=LENGTH, progress="background moment (once per text encoder)"
-    ):
-        for stream in moments:
-            moments[stream] = moments[stream] + SecondMoment.of(states.rows(RULE, stream))
-        rows.append(states.meanings)
-    result = Background(moments, tuple(prompts), torch.cat(rows))
-    tensors = {"meanings": result.meanings.contiguous()}
-    for stream, moment in moments.items():
-        tensors |= {f"{stream}.gram": moment.gram, f"{stream}.total": moment.total}
-        tensors[f"{stream}.count"] = torch.tensor(moment.count, dtype=torch.float64)
+            return _read(path, encoder, prompts)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            logger.warning("the cached background %s is unusable (%s); making it again", path, error)
+    made = _gather(encoder, prompts)
     try:
-        with atomic_path(path, force=True) as draft:
-            save_file(tensors, draft, metadata={"prompts": json.dumps(len(prompts))})
+        _write(path, made)
     except OSError as error:
         logger.warning(
             "cannot cache the background moment (%s); set ERASE_SD_CACHE to a writable folder",
             error,
         )
-    return result
+    return made
+
+
+def _gather(encoder: TextEncoder, prompts: list[str]) -> Background:
+    moments = {stream: SecondMoment.zeros(width) for stream, width in encoder.widths.items()}
+    meant, means = [], []
+    for states in encoder.stream(
+        prompts, length=LENGTH, progress="background moment (once per text encoder)"
+    ):
+        for stream in moments:
+            moments[stream] = moments[stream] + SecondMoment.of(states.rows(RULE, stream))
+        meant.append(states.meanings)
+        means.append(states.means(RULE))
+    return Background(moments, tuple(prompts), torch.cat(meant), torch.cat(means))
+
+
+def _read(path: Path, encoder: TextEncoder, prompts: list[str]) -> Background:
+    data = load_file(path)
+    moments = {
+        s: SecondMoment(data[f"{s}.gram"], data[f"{s}.total"], float(data[f"{s}.count"]))
+        for s in encoder.widths
+    }
+    if any(m.width != encoder.widths[s] for s, m in moments.items()):
+        raise ValueError("it is of another width")
+    if {len(data["meanings"]), len(data["means"])} != {len(prompts)}:
+        raise ValueError("it holds other prompts")
+    if not all(bool(torch.isfinite(value).all()) for value in data.values()):
+        raise ValueError("it holds NaN or infinite values")
+    return Background(moments, tuple(prompts), data["meanings"], data["means"])
+
+
+def _write(path: Path, made: Background) -> None:
+    tensors = {"meanings": made.meanings.contiguous(), "means": made.means.contiguous()}
+    for stream, moment in made.moments.items():
+        tensors |= {f"{stream}.gram": moment.gram, f"{stream}.total": moment.total}
+        tensors[f"{stream}.count"] = torch.tensor(moment.count, dtype=torch.float64)
+    with atomic_path(path, force=True) as draft:
+        save_file(tensors, draft)

@@ -105,6 +105,11 @@ class PromptStates:
             self.prompts[at], segments, None if self.pooled is None else self.pooled[at]
         )
 
+    def means(self, rule: str) -> Tensor:
+        """`(n, d)` the mean of each prompt's token states that a rule picks."""
+        mask = self.mask(rule)[..., None].to(self.states.dtype)
+        return (self.states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
     @property
     def meanings(self) -> Tensor:
         """`(n, p or d)` one vector for each prompt: the pooled one, or the EOS state."""

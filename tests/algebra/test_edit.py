@@ -91,8 +91,12 @@ def test_joint_of_soft_edits_is_the_joint_least_squares_solution():
     F1, F2 = (torch.randn(3, 10, generator=g, dtype=double) for _ in range(2))
 
     def solve(F):
-        values, vectors = torch.linalg.eigh(torch.linalg.inv(torch.linalg.cholesky(C)) @ F.T @ F
-                                            @ torch.linalg.inv(torch.linalg.cholesky(C)).T)  # fmt: skip
+        values, vectors = torch.linalg.eigh(
+            torch.linalg.inv(torch.linalg.cholesky(C))
+            @ F.T
+            @ F
+            @ torch.linalg.inv(torch.linalg.cholesky(C)).T
+        )
         v, U = values[-3:], torch.linalg.inv(torch.linalg.cholesky(C)).T @ vectors[:, -3:]
         return LowRankEdit((F.T @ F @ U / v) * (mu * v / (1 + mu * v)), U)
 

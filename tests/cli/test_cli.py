@@ -204,9 +204,22 @@ def test_full_disk_leaves_nothing(tmp_path):
         "from erase_sd.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "erase", "--forget", "cat", "--images", "0", "--out", str(tmp_path / "o")],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            code,
+            "erase",
+            "--forget",
+            "cat",
+            "--images",
+            "0",
+            "--out",
+            str(tmp_path / "o"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr and "File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -74,16 +74,12 @@ def test_ldm_names_go_there_and_back(models, kind):
 
 def test_published_names():
     pairs = {
-        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight":
-            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-        "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v.weight":
-            "input_blocks.8.1.transformer_blocks.0.attn2.to_v.weight",
-        "mid_block.attentions.0.transformer_blocks.9.attn2.to_k.weight":
-            "middle_block.1.transformer_blocks.9.attn2.to_k.weight",
-        "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k.weight":
-            "output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v.weight": "input_blocks.8.1.transformer_blocks.0.attn2.to_v.weight",
+        "mid_block.attentions.0.transformer_blocks.9.attn2.to_k.weight": "middle_block.1.transformer_blocks.9.attn2.to_k.weight",
+        "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k.weight": "output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight",
         "add_embedding.linear_1.weight": "label_emb.0.0.weight",
-    }  # fmt: skip
+    }
     for mine, theirs in pairs.items():
         assert to_ldm(mine) == theirs and from_ldm(UNET + theirs) == mine
 
@@ -164,8 +160,24 @@ def test_erase_a_single_file(models, kind, tmp_path, capsys):
     folder, file = models[kind]
     out = tmp_path / "erased.safetensors"
     common = ["--tokenizer", str(TOKENIZER)]
-    assert main(["erase", "--model", str(file), "--forget", "cat", "--rank", "1", "--out", str(out),
-                 "--keep-undo", *common]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "erase",
+                "--model",
+                str(file),
+                "--forget",
+                "cat",
+                "--rank",
+                "1",
+                "--out",
+                str(out),
+                "--keep-undo",
+                *common,
+            ]
+        )
+        == 0
+    )
     before, after = file.read_bytes(), out.read_bytes()
     assert len(before) == len(after)
     header = 8 + int.from_bytes(before[:8], "little")
@@ -187,8 +199,20 @@ def test_erase_a_single_file(models, kind, tmp_path, capsys):
     assert all(torch.equal(seen[n], w.float()) for n, w in expected.items())
     # apply gives the same file; verify agrees; the undo file gives the original
     again = tmp_path / "again.safetensors"
-    assert main(["apply", str(tmp_path / "erased.erasure.safetensors"), "--model", str(file), "--out", str(again),
-                 *common]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "apply",
+                str(tmp_path / "erased.erasure.safetensors"),
+                "--model",
+                str(file),
+                "--out",
+                str(again),
+                *common,
+            ]
+        )
+        == 0
+    )
     assert again.read_bytes() == after
     assert main(["verify", str(out), "--model", str(file), *common]) == 0
     assert main(["remove", str(out), "--out", str(tmp_path / "restored.safetensors")]) == 0
@@ -205,8 +229,24 @@ def test_folders_of_every_dtype_variant_and_sharding(tmp_path, dtype, shards, ca
     )
     out = tmp_path / "out"
     args = ["--variant", variant] if variant else []
-    assert main(["erase", "--model", str(base), "--forget", "cat", "--rank", "1", "--out", str(out), "--keep-undo",
-                 *args]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "erase",
+                "--model",
+                str(base),
+                "--forget",
+                "cat",
+                "--rank",
+                "1",
+                "--out",
+                str(out),
+                "--keep-undo",
+                *args,
+            ]
+        )
+        == 0
+    )
     a, b = DiffusersFolder.open(base, variant=variant), DiffusersFolder.open(out, variant=variant)
     erasure = Erasure.load(out / "erasure.safetensors")
     expected = erasure.edit_weights(a.weights())

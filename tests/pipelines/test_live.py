@@ -99,8 +99,13 @@ def test_runtime_edit_of_the_embeddings_equals_the_baked_weights(pipe, cat):
 
     def run(e, n):
         noise = [torch.Generator().manual_seed(s) for s in SEEDS]
-        return pipe(prompt_embeds=e, negative_prompt_embeds=n, generator=noise, num_inference_steps=4,
-                    output_type="np").images  # fmt: skip
+        return pipe(
+            prompt_embeds=e,
+            negative_prompt_embeds=n,
+            generator=noise,
+            num_inference_steps=4,
+            output_type="np",
+        ).images
 
     original, weights = run(embeds, negative), state(pipe)
     apply_to_pipeline(pipe, cat, runtime=True)

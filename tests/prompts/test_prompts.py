@@ -71,9 +71,15 @@ def test_neutral_prompts_name_no_object_of_the_policy_sets():
 
 @pytest.mark.parametrize(
     "text",
-    ["concepts: {cat: kitty}", "concepts: [{cat: [kitten]}]", "concepts: [cat]\ntemplates: 'a {}'",
-     "concepts: [cat]\ntemplates: ['a {noun}']", "concepts: [cat]\ntemplates: ['a']", "concepts: [cat]\nneutral: dog"],
-)  # fmt: skip
+    [
+        "concepts: {cat: kitty}",
+        "concepts: [{cat: [kitten]}]",
+        "concepts: [cat]\ntemplates: 'a {}'",
+        "concepts: [cat]\ntemplates: ['a {noun}']",
+        "concepts: [cat]\ntemplates: ['a']",
+        "concepts: [cat]\nneutral: dog",
+    ],
+)
 def test_sets_of_the_wrong_shape_are_not_taken_letter_by_letter(tmp_path, text):
     path = tmp_path / f"shape{abs(hash(text))}.yaml"
     path.write_text(text)

@@ -2,7 +2,7 @@
 
 Each lives in the file named for it (`unlink-oblique` in `unlink_oblique.py`), which holds its
 `Options`, its `solve(problem, options)` and, if it edits what the weights write, its
-`left(weight, problem, right, options)`. One line below registers it; nothing is imported before it
+`left(weight, problem, options)`. One line below registers it; nothing is imported before it
 is asked for.
 """
 
@@ -54,8 +54,10 @@ class Method:
             no target.
         kinds: Which projections its right side edits.
         strength: Default strength.
-        weights: What it needs of the weights: nothing, `Σ WᵀW`, or each weight for its left side.
-        style: What is otherwise for styles, which spread over every word of a prompt.
+        weights: What it needs of the weights: nothing, `Σ WᵀW`, or each of them for a left side.
+        style: Options that are otherwise for styles, which spread over every word of a prompt.
+        style_strength: Their strength, where it is another.
+        robust: Options that are otherwise where an attacker must not bring the concept back.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Method:
     weights: Literal["none", "gram", "left"] = "none"
     style: Mapping[str, Any] = field(default_factory=dict)
     style_strength: float | None = None
+    robust: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def _module(self) -> Any:
@@ -80,26 +83,39 @@ class Method:
         """Its options dataclass."""
         return self._module.Options
 
-    def make_options(self, given: Mapping[str, Any], *, style: bool = False) -> Any:
+    def make_options(
+        self, given: Mapping[str, Any], *, style: bool = False, robust: bool = False
+    ) -> Any:
         """Its options from names and values.
 
         Raises:
             ValueError: On an unknown name, or a value of another type or out of its range.
         """
-        return opt.make(self.options, {**(self.style if style else {}), **given}, owner=self.name)
+        return opt.make(
+            self.options,
+            {**(self.style if style else {}), **(self.robust if robust else {}), **given},
+            owner=self.name,
+        )
 
     def solve(self, problem: Problem, options: Any) -> LowRankEdit:
         """The edit of the features."""
         return self._module.solve(problem, options)
 
-    def left(
-        self, weight: Tensor, problem: Problem, right: LowRankEdit, options: Any
-    ) -> LowRankEdit:
-        """The edit of what one weight writes, the right side applied first."""
-        return self._module.left(weight, problem, right, options)
+    def left(self, weight: Tensor, problem: Problem, options: Any) -> LowRankEdit:
+        """The edit of what one weight writes."""
+        return self._module.left(weight, problem, options)
 
 
 _ALL = (
+    Method(
+        "two-sided",
+        "soft gains on what is read; with --robust also a left side that no input can write through",
+        "this project: docs/methods.md",
+        retain="background",
+        contexts=_SENTENCES,
+        weights="left",
+        robust={"left": True},
+    ),
     Method(
         "rayleigh",
         "generalized Rayleigh quotient in its consistent form; protects a background of ordinary "
@@ -177,7 +193,7 @@ _ALL = (
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-DEFAULT = "rayleigh"
+DEFAULT = "two-sided"
 
 
 def get_method(name: str) -> Method:
