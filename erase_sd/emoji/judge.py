@@ -75,7 +75,9 @@ class Judge(nn.Module):
 def load_judge(path: Path = JUDGE) -> Judge:
     """The shipped judge, in eval mode and float32."""
     judge = Judge()
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    judge.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    )
     return judge.eval()
 
 

@@ -41,7 +41,9 @@ def render(scene: Scene) -> np.ndarray:
     """
     rng = np.random.default_rng(scene.pose_seed)
     colour = np.asarray(load_world().backgrounds[scene.background]) + rng.integers(-10, 11, 3)
-    canvas = Image.new("RGBA", (SIZE, SIZE), (*np.clip(colour, 0, 255).tolist(), 255)).convert("RGBa")
+    canvas = Image.new("RGBA", (SIZE, SIZE), (*np.clip(colour, 0, 255).tolist(), 255)).convert(
+        "RGBa"
+    )
     pair = len(scene.objects) == 2
     left_first = bool(rng.random() < 0.5)
     for i, (index, size) in enumerate(zip(scene.objects, scene.sizes, strict=True)):
@@ -63,7 +65,9 @@ def render(scene: Scene) -> np.ndarray:
         sprite = sprite.resize((px, px), Image.Resampling.LANCZOS, reducing_gap=None)
         c, s, h = np.cos(angle), np.sin(angle), px / 2
         affine = (c, s, h - c * cx - s * cy, -s, c, h + s * cx - c * cy)
-        layer = sprite.transform((SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+        layer = sprite.transform(
+            (SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
+        )
         top = np.asarray(layer, np.float32)
         under = np.asarray(canvas, np.float32)
         mixed = top + under * (1 - top[..., 3:] / 255)

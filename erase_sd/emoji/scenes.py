@@ -65,7 +65,10 @@ def sample_scene(
     n = 2 if rng.random() < pairs else 1
     weights = np.array([1 + emphasis * (world.names[o] in HARD) for o in available[artist]])
     objects = rng.choice(
-        np.asarray(available[artist]), size=n, replace=False, p=weights / weights.sum() if emphasis else None
+        np.asarray(available[artist]),
+        size=n,
+        replace=False,
+        p=weights / weights.sum() if emphasis else None,
     )
     sizes = tuple(("small", "big", "")[int(rng.choice(3, p=[0.15, 0.15, 0.7]))] for _ in objects)
     return Scene(

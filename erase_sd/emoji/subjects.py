@@ -42,9 +42,7 @@ def subjects_for(forget: Sequence[str], *, bystanders: int = 8) -> list[Subject]
     world = load_world()
     hit = [(p, concept_in(p)) for p in forget]
     gone = {c.name for _, c in hit if c}
-    subjects = [
-        Subject(p, _prompts(p), c.name if c else None, True) for p, c in hit[:_SHOWN]
-    ]
+    subjects = [Subject(p, _prompts(p), c.name if c else None, True) for p, c in hit[:_SHOWN]]
     families = {c.family for _, c in hit if c}
     near = [c for c in world.concepts if c.family in families and c.name not in gone]
     others = dict.fromkeys(c.family for c in world.concepts if c.family not in families)

@@ -17,10 +17,15 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         ValueError: If a set has fewer than two rows, or the widths differ.
 
     Source: Heusel et al., arXiv 1706.08500, Eq. 6.
+
+    >>> round(frechet_distance(np.array([[0.0], [2.0]]), np.array([[1.0], [3.0]])), 6)
+    1.0
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two sets (n, d) of at least two rows, got {a.shape} and {b.shape}")
+        raise ValueError(
+            f"expected two sets (n, d) of at least two rows, got {a.shape} and {b.shape}"
+        )
     xa, xb = a - a.mean(0), b - b.mean(0)
     xa, xb = xa / np.sqrt(len(a) - 1), xb / np.sqrt(len(b) - 1)
     # The singular values of Xa Xbᵀ (n x m) are those of Ra Rbᵀ, with R the triangular factors (d x d at most).
@@ -87,3 +92,28 @@ def bootstrap(
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def pixel_change(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of two sets of pictures, pair by pair.
+
+    Args:
+        a: `(n, h, w, 3)`, uint8 (0..255) or floating point in 0..1.
+        b: Likewise, of the same shape and kind.
+
+    Returns:
+        `(n,)`, in 0..1.
+
+    Raises:
+        ValueError: If shapes or kinds differ.
+
+    >>> pixel_change(np.zeros((1, 2, 2, 3)), np.ones((1, 2, 2, 3)))
+    array([1.])
+    """
+    if a.shape != b.shape or a.dtype != b.dtype or a.ndim != 4:
+        raise ValueError(
+            f"expected two sets (n, h, w, 3) of one kind, got {a.shape} {a.dtype} and {b.shape} {b.dtype}"
+        )
+    full = 255 if a.dtype == np.uint8 else 1
+    change = np.abs(a.astype(np.float64) - b.astype(np.float64)).mean((1, 2, 3)) / full
+    return np.asarray(change)

@@ -51,7 +51,9 @@ class Generation:
         if self.dtype != "float32":
             raise ValueError(f"images are drawn in float32, got dtype {self.dtype!r}")
         if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"expected steps and batch of at least 1, got {self.steps} and {self.batch}")
+            raise ValueError(
+                f"expected steps and batch of at least 1, got {self.steps} and {self.batch}"
+            )
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,13 @@ def load_protocol(
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else HERE / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"no protocol {name!r}; there are {', '.join(available())}, or give a .yaml file")
+        raise ValueError(
+            f"no protocol {name!r}; there are {', '.join(available())}, or give a .yaml file"
+        )
     raw = _read(path)
     try:
         generation = Generation(**{**(raw.get("generation") or {}), **(overrides or {})})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: generation: {error}") from error
     detector = dict(raw["detector"])
     try:

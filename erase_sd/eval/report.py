@@ -41,14 +41,18 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
 
 
 def _percent(interval: dict[str, float]) -> str:
-    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return (
+        f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    )
 
 
 def table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown table of all variants of some results; brackets are 95 % bootstrap intervals."""
     rows = []
     for result in results:
-        for name, numbers in sorted(result["variants"].items(), key=lambda item: item[0] != "original"):
+        for name, numbers in sorted(
+            result["variants"].items(), key=lambda item: item[0] != "original"
+        ):
             rows.append((result["protocol"], name, cells(numbers)))
     columns = list(dict.fromkeys(c for _, _, found in rows for c in found))
     many = len(results) > 1
@@ -56,9 +60,13 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for protocol, name, found in rows:
         first = [f"{protocol['name']} {protocol['hash']}"] if many else []
-        lines.append("| " + " | ".join([*first, name, *(found.get(c, "-") for c in columns)]) + " |")
+        lines.append(
+            "| " + " | ".join([*first, name, *(found.get(c, "-") for c in columns)]) + " |"
+        )
     if not many:
-        lines.append(f"\nprotocol {results[0]['protocol']['name']}, hash {results[0]['protocol']['hash']}")
+        lines.append(
+            f"\nprotocol {results[0]['protocol']['name']}, hash {results[0]['protocol']['hash']}"
+        )
     return lines
 
 
@@ -114,15 +122,21 @@ def page(result: dict[str, Any], run: Path) -> str:
         path = run / name / "manifest.jsonl"
         if not path.is_file():
             raise ValueError(f"{path} is missing: the report needs the run's images")
-        manifests[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for entry in manifests[name]:  # a foreign manifest must not show other files of this machine
+        manifests[name] = [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        for entry in manifests[
+            name
+        ]:  # a foreign manifest must not show other files of this machine
             if not (run / name / entry["file"]).resolve().is_relative_to((run / name).resolve()):
                 raise ValueError(f"{path} names {entry['file']}, which is not in the run's folder")
     rows = manifests[names[0]]
     shown = rows if len(rows) <= _SHOWN else rows[:: -(-len(rows) // _SHOWN)]
     if len(shown) < len(rows):
         parts.append(f"<p>{len(shown)} of {len(rows)}, evenly spread; the manifests list all.</p>")
-    parts.append("<table><tr><th>prompt<th>role<th>seed" + "".join(f"<th>{html.escape(n)}" for n in names))
+    parts.append(
+        "<table><tr><th>prompt<th>role<th>seed" + "".join(f"<th>{html.escape(n)}" for n in names)
+    )
     by_id = {n: {e["id"]: e for e in m} for n, m in manifests.items()}
     for row in shown:
         parts.append(
@@ -130,7 +144,9 @@ def page(result: dict[str, Any], run: Path) -> str:
         )
         for n in names:
             parts.append("<td>" + _picture(run / n / by_id[n][row["id"]]["file"]))
-    parts.append("</table><h2>How</h2><pre>" + html.escape(json.dumps(protocol, indent=1)) + "</pre>")
+    parts.append(
+        "</table><h2>How</h2><pre>" + html.escape(json.dumps(protocol, indent=1)) + "</pre>"
+    )
     for name in names:
         about = json.dumps(result["variants"][name]["about"], indent=1)
         parts.append(f"<h3>{html.escape(name)}</h3><pre>{html.escape(about)}</pre>")
@@ -150,7 +166,9 @@ def _html_table(result: dict[str, Any]) -> str:
 
 def _groups(result: dict[str, Any]) -> str:
     """UA and RA of every concept under every variant."""
-    variants = {n: v["accuracy"]["groups"] for n, v in result["variants"].items() if "accuracy" in v}
+    variants = {
+        n: v["accuracy"]["groups"] for n, v in result["variants"].items() if "accuracy" in v
+    }
     if not variants:
         return "<p>No accuracy in this protocol.</p>"
     groups = list(next(iter(variants.values())))
@@ -160,8 +178,18 @@ def _groups(result: dict[str, Any]) -> str:
         for found in variants.values():
             for name in ("UA", "RA"):
                 value = found.get(group, {}).get(name)
-                kind = "" if value is None else "good" if value >= 0.9 else "bad" if value < 0.7 else ""
-                lines.append(f'<td class="{kind}">' + ("-" if value is None else f"{100 * value:.0f}"))
+                kind = (
+                    ""
+                    if value is None
+                    else "good"
+                    if value >= 0.9
+                    else "bad"
+                    if value < 0.7
+                    else ""
+                )
+                lines.append(
+                    f'<td class="{kind}">' + ("-" if value is None else f"{100 * value:.0f}")
+                )
     return "".join(lines) + "</table>"
 
 
@@ -175,12 +203,20 @@ def _certificates(result: dict[str, Any]) -> str:
         "norm": "gain",
         "revivable": "revivable",
     }
-    lines = ["<table><tr><th>variant<th>concept" + "".join(f"<th>{c}" for c in columns.values()) + "<th>spectrum"]
+    lines = [
+        "<table><tr><th>variant<th>concept"
+        + "".join(f"<th>{c}" for c in columns.values())
+        + "<th>spectrum"
+    ]
     for variant, numbers in result["variants"].items():
         for concepts in numbers.get("certificates", {}).values():
             for concept, values in concepts.items():
-                cells_ = "".join(f"<td>{values.get(c, '-'):.3g}" if c in values else "<td>-" for c in columns)
-                lines.append(f"<tr><th>{html.escape(variant)}<td>{html.escape(concept)}{cells_}<td>")
+                cells_ = "".join(
+                    f"<td>{values.get(c, '-'):.3g}" if c in values else "<td>-" for c in columns
+                )
+                lines.append(
+                    f"<tr><th>{html.escape(variant)}<td>{html.escape(concept)}{cells_}<td>"
+                )
                 lines.append(_bars(values.get("spectrum", [])))
     return "".join(lines) + "</table>" if len(lines) > 1 else "<p>No erasures in this run.</p>"
 

@@ -60,7 +60,9 @@ class Row:
         if not re.fullmatch(r"\w[\w. -]*", self.id):
             raise ValueError(f"row {self.id!r}: expected a plain name, since it names a file")
         if self.role not in ROLES:
-            raise ValueError(f"row {self.id!r}: expected a role of {', '.join(ROLES)}, got {self.role!r}")
+            raise ValueError(
+                f"row {self.id!r}: expected a role of {', '.join(ROLES)}, got {self.role!r}"
+            )
         if self.attack:
             parse(self.attack)
 

@@ -35,7 +35,9 @@ def denoising_loss(
     batch, scheduler = len(states), pipe.scheduler
     pick = torch.randint(0, len(latents), (batch,), generator=generator)
     noise = torch.randn(latents[pick].shape, generator=generator).to(latents)
-    t = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), generator=generator).to(latents.device)
+    t = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), generator=generator).to(
+        latents.device
+    )
     noisy = scheduler.add_noise(latents[pick], noise, t)
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents[pick], noise, t)

@@ -24,7 +24,13 @@ def fine_tuned(target: Target, steps: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def trainable(
-    pipe: Any, images: Sequence[Image.Image], prompt: str, *, lr: float = 1e-4, batch: int = 8, seed: int = 0
+    pipe: Any,
+    images: Sequence[Image.Image],
+    prompt: str,
+    *,
+    lr: float = 1e-4,
+    batch: int = 8,
+    seed: int = 0,
 ) -> Iterator[Callable[[int], None]]:
     """Yield `train(steps)`, which fine-tunes the cross-attention keys and values on pictures with a prompt.
 

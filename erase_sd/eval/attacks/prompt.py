@@ -66,7 +66,9 @@ def prompt_attack(
     """
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ValueError("prompt attacks are for pipelines of one text encoder (SD 1.x, 2.x)")
-    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same numbers
+    generator = torch.Generator().manual_seed(
+        seed
+    )  # on the CPU, so that every device sees the same numbers
     latents = latents_of(pipe, images)
     device = latents.device
     inner = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
@@ -80,7 +82,9 @@ def prompt_attack(
     words = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
     head = torch.tensor([tokenizer.bos_token_id, *words])
     ids[0, : len(head)] = head
-    ids[0, len(head) : len(head) + tokens] = start  # so that pooling finds EOS behind the free tokens
+    ids[0, len(head) : len(head) + tokens] = (
+        start  # so that pooling finds EOS behind the free tokens
+    )
     ids = ids.to(device)
     optimizer = torch.optim.Adam([free], lr=lr)
     with _tokens_in_place(pipe.text_encoder, free, len(head)):

@@ -37,4 +37,6 @@ class Target:
 def own_pictures(pipe: Any, concept: str, *, count: int = 8, steps: int = 20) -> list[Image.Image]:
     """The attacker's pictures of a concept: what the unedited model draws for it."""
     noise = [torch.Generator().manual_seed(90_000 + i) for i in range(count)]
-    return list(pipe([f"a photo of a {concept}"] * count, generator=noise, num_inference_steps=steps).images)
+    return list(
+        pipe([f"a photo of a {concept}"] * count, generator=noise, num_inference_steps=steps).images
+    )
