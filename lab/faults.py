@@ -49,7 +49,19 @@ class Bench:
         self.erasure = work / "cat.safetensors"
         self.out = work / "out"
         self.out.mkdir()
-        call("erase", "--model", self.folder, "--forget", "cat", "--rank", "1", "--images", "0", "--out", work / "e")
+        call(
+            "erase",
+            "--model",
+            self.folder,
+            "--forget",
+            "cat",
+            "--rank",
+            "1",
+            "--images",
+            "0",
+            "--out",
+            work / "e",
+        )
         shutil.copy(work / "e" / "erasure.safetensors", self.erasure)
         shutil.rmtree(work / "e")
         call("apply", self.erasure, "--model", self.folder, "--out", work / "erased", "--keep-undo")
@@ -97,7 +109,11 @@ def call(*arguments: str | Path) -> None:
 
 
 def fork(
-    arguments: list[str | Path], *, kill_after: float | None = None, limit: int | None = None, wait: bool = True
+    arguments: list[str | Path],
+    *,
+    kill_after: float | None = None,
+    limit: int | None = None,
+    wait: bool = True,
 ) -> tuple[int, str]:
     """Run the tool in a child process.
 
@@ -183,9 +199,15 @@ def full_disks(bench: Bench, trials: int) -> dict[str, Counter[str]]:
             status, said = fork(command, limit=int(bench.rng.integers(0, largest)))
             what = judge(bench, target, new, None)
             if what == "nothing":
-                left = [p.name for p in bench.out.iterdir() if p != bench.erasure and ".erasure." not in p.name]
+                left = [
+                    p.name
+                    for p in bench.out.iterdir()
+                    if p != bench.erasure and ".erasure." not in p.name
+                ]
                 what = (
-                    "nothing, exit 1" if status == 1 and one_line(said) else f"NOTHING BUT EXIT {status}: {said[-200:]}"
+                    "nothing, exit 1"
+                    if status == 1 and one_line(said)
+                    else f"NOTHING BUT EXIT {status}: {said[-200:]}"
                 )
                 what = f"LEFT BEHIND {left}" if left else what
             count[what] += 1
@@ -235,9 +257,22 @@ def bad_inputs(bench: Bench, trials: int) -> dict[str, Counter[str]]:
     results: dict[str, Counter[str]] = {}
     bad = bench.work / "bad.safetensors"
     apply: list[str | Path] = ["apply", bad, "--model", bench.folder, "--out", bench.out / "x"]
-    erase: list[str | Path] = ["erase", "--model", bad, "--tokenizer", TOKENIZER, "--forget", "cat", "--rank", "1"]
+    erase: list[str | Path] = [
+        "erase",
+        "--model",
+        bad,
+        "--tokenizer",
+        TOKENIZER,
+        "--forget",
+        "cat",
+        "--rank",
+        "1",
+    ]
     erase += ["--images", "0", "--out", bench.out / "x.safetensors"]
-    for what, source, command in (("erasure file", bench.erasure, apply), ("single file", bench.single, erase)):
+    for what, source, command in (
+        ("erasure file", bench.erasure, apply),
+        ("single file", bench.single, erase),
+    ):
         stream = damaged(source.read_bytes(), bench.rng)
         for _ in range(trials):
             kind, data = next(stream)
@@ -265,7 +300,9 @@ def writers(bench: Bench, trials: int) -> dict[str, Counter[str]]:
             count: Counter[str] = Counter()
             for _ in range(trials):
                 bench.clear()
-                children = [fork([*command, "--force"] if force else command, wait=False) for _ in range(4)]
+                children = [
+                    fork([*command, "--force"] if force else command, wait=False) for _ in range(4)
+                ]
                 codes = []
                 for pid, errors in children:
                     _, status = os.waitpid(pid, 0)
@@ -275,7 +312,11 @@ def writers(bench: Bench, trials: int) -> dict[str, Counter[str]]:
                 alone = not [p for p in bench.out.iterdir() if p != target]
                 won = codes.count(0)
                 fine = whole and alone and (won >= 1 if force else won == 1)
-                count["one whole result" if fine else f"WRONG: exits {codes}, {list(bench.out.iterdir())}"] += 1
+                count[
+                    "one whole result"
+                    if fine
+                    else f"WRONG: exits {codes}, {list(bench.out.iterdir())}"
+                ] += 1
             results[f"{name}, four writers{', --force' if force else ''}"] = count
     return results
 
@@ -284,7 +325,12 @@ def main(argv: list[str] | None = None) -> int:
     """Exit 0 if every trial ended as it must, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench.faults", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/faults"))
-    parser.add_argument("--trials", type=int, default=20, help="per operation (7 operations, twice) and kind of fault")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=20,
+        help="per operation (7 operations, twice) and kind of fault",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args(argv)

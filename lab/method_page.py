@@ -35,7 +35,9 @@ def summary(entry: dict[str, Any]) -> dict[str, float]:
     # Chance that a concept is gone, synonyms included with equal weight.
     forgotten = 1 - float(np.mean(left))
     ratio = {
-        r: entry["after"][r] / max(entry["before"][r], 1e-9) for r in ("in", "out", "neighbour") if r in entry["after"]
+        r: entry["after"][r] / max(entry["before"][r], 1e-9)
+        for r in ("in", "out", "neighbour")
+        if r in entry["after"]
     }
     retained = ratio.get("out", 1.0)
     mean = 2 * forgotten * retained / max(forgotten + retained, 1e-9)
@@ -62,7 +64,9 @@ COLUMNS = {
 }
 
 
-def table(entries: list[dict[str, Any]], kind: str) -> tuple[list[str], dict[str, dict[str, float]]]:
+def table(
+    entries: list[dict[str, Any]], kind: str
+) -> tuple[list[str], dict[str, dict[str, float]]]:
     """One Markdown table, best first, and its numbers."""
     groups: dict[str, list[dict[str, float]]] = {}
     for e in entries:
@@ -75,7 +79,8 @@ def table(entries: list[dict[str, Any]], kind: str) -> tuple[list[str], dict[str
             row["revivable"] = e["revivable"]
             groups.setdefault(name, []).append(row)
     numbers = {
-        name: {c: float(np.nanmean([r.get(c, np.nan) for r in rows])) for c in COLUMNS} for name, rows in groups.items()
+        name: {c: float(np.nanmean([r.get(c, np.nan) for r in rows])) for c in COLUMNS}
+        for name, rows in groups.items()
     }
     lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, row in sorted(numbers.items(), key=lambda item: -item[1]["harmonic"]):
@@ -97,7 +102,12 @@ def plot(numbers: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
             x, y = row["ratio_out"], 1 - (row["forget"] + row["synonym"]) / 2
             axis.scatter(x, y, color="#b00020" if name.startswith(DEFAULT) else "#37474f")
             axis.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        axis.set(xlabel="retained (unlisted bystanders)", title=kind, xlim=(-0.05, 1.1), ylim=(-0.05, 1.05))
+        axis.set(
+            xlabel="retained (unlisted bystanders)",
+            title=kind,
+            xlim=(-0.05, 1.1),
+            ylim=(-0.05, 1.05),
+        )
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("forgotten (own prompts and synonyms)")
     figure.tight_layout()
@@ -133,7 +143,9 @@ def gates(numbers: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     for kind, bar in (("object", 0.97), ("family", 0.95), ("artist", 0.95), ("ten", 0.93)):
         rows = numbers[kind]
         value = rows[name]["harmonic"]
-        lines.append(f"| harmonic mean, {kind} | {bar} | {value:.3f} | {'met' if value >= bar else '**missed**'} |")
+        lines.append(
+            f"| harmonic mean, {kind} | {bar} | {value:.3f} | {'met' if value >= bar else '**missed**'} |"
+        )
         best = max((r["harmonic"], n) for n, r in rows.items() if not n.startswith(DEFAULT))
         if kind != "ten":
             first = value >= best[0]
@@ -154,7 +166,10 @@ def attack_table(attacks: list[dict[str, Any]]) -> list[str]:
     for entry in attacks:
         robust = ", robust" if (entry["setting"] or {}).get("robust") else ""
         groups.setdefault(entry["method"] + robust, []).append(entry)
-    lines = ["| method | found by its own prompt | found after the attack | objects revived |", "|---|---|---|---|"]
+    lines = [
+        "| method | found by its own prompt | found after the attack | objects revived |",
+        "|---|---|---|---|",
+    ]
     for name, rows in groups.items():
         plain, after = (float(np.mean([r[k] for r in rows])) for k in ("plain", "attacked"))
         revived = sum(r["attacked"] >= 0.5 for r in rows)
@@ -196,7 +211,10 @@ def write(
         "|---|---|---|---|",
     ]
     for method in best["object"]:
-        cells = [", ".join(f"{k} = {v}" for k, v in best[kind][method].items()) or "defaults" for kind in best]
+        cells = [
+            ", ".join(f"{k} = {v}" for k, v in best[kind][method].items()) or "defaults"
+            for kind in best
+        ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     out.mkdir(exist_ok=True)
     plot(numbers, out / "method-study.png")

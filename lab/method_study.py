@@ -33,7 +33,12 @@ from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text import TextEncoder
 
 STEPS, GUIDANCE = 12, 3.0
-TEMPLATES = ("a picture of {}", "{} on a blue background", "an emoji of {} by noto", "{} with a white background")
+TEMPLATES = (
+    "a picture of {}",
+    "{} on a blue background",
+    "an emoji of {} by noto",
+    "{} with a white background",
+)
 OBJECTS = (
     "cat",
     "dog",
@@ -50,11 +55,23 @@ OBJECTS = (
 )
 FAMILIES = ("weapon", "alcohol")
 ARTISTS = ("noto", "fluent")
-TUNE_OBJECTS, TUNE_FAMILIES, TUNE_ARTISTS = ("fox", "banana", "violin"), ("instrument",), ("twemoji",)
+TUNE_OBJECTS, TUNE_FAMILIES, TUNE_ARTISTS = (
+    ("fox", "banana", "violin"),
+    ("instrument",),
+    ("twemoji",),
+)
 
 ATTACKED = ("cat", "pizza", "car")  # objects that a prompt attack tries to bring back
 
-IN_SCENES = ("{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}", "a chair {}", "a flower {}")
+IN_SCENES = (
+    "{}",
+    "a photo of a {}",
+    "a house {}",
+    "a tree {}",
+    "a person {}",
+    "a chair {}",
+    "a flower {}",
+)
 
 # Settings tried for each method; the first is its source's, or our default.
 GRIDS: dict[str, list[dict[str, Any]]] = {
@@ -70,7 +87,13 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     ],
     "unlink": [{}, {"rank": 2}, {"tokens": "last-subject"}, {"tokens": "words+eos"}],
     "unlink-deflated": [{}, {"rank": 4}, {"energy": 0.1}, {"rank": 4, "energy": 0.1}],
-    "unlink-oblique": [{}, {"rank": 3}, {"epsilon": 1e-2}, {"epsilon": 1e-2, "rank": 3}, {"strength": 1.5}],
+    "unlink-oblique": [
+        {},
+        {"rank": 3},
+        {"epsilon": 1e-2},
+        {"epsilon": 1e-2, "rank": 3},
+        {"strength": 1.5},
+    ],
     "gf": [{}, {"alpha_forget": 30.0}, {"alpha_retain": 1000.0, "alpha_forget": 30.0}],
     "cure": [{}, {"alpha": 5.0}, {"alpha": 30.0}],
     "uce": [
@@ -79,7 +102,12 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"kept": "vocabulary", "erase_scale": 10.0},
         {"kept": "vocabulary", "erase_scale": 10.0, "ridge": 0.01},
     ],
-    "rece": [{}, {"rho": 1e-3}, {"kept": "vocabulary"}, {"kept": "vocabulary", "erase_scale": 10.0}],
+    "rece": [
+        {},
+        {"rho": 1e-3},
+        {"kept": "vocabulary"},
+        {"kept": "vocabulary", "erase_scale": 10.0},
+    ],
     "speed": [{}, {"threshold": 0.01}, {"threshold": 1.0}],
     "leace": [{}, {"tolerance": 1e-3}],
 }
@@ -108,7 +136,10 @@ def target(kind: str, name: str) -> Target:
         others = [a for a in world.artists if a != name]
         nouns = [str(n) for n in rng.choice(world.names, 20, replace=False)]
         probes = tuple(f"{with_article(n)} by {name}" for n in nouns[:4])
-        synonyms = tuple(f"{with_article(n)} {form}" for n, form in zip(nouns[4:8], ARTIST_FORMS * 2, strict=True))
+        synonyms = tuple(
+            f"{with_article(n)} {form}"
+            for n, form in zip(nouns[4:8], ARTIST_FORMS * 2, strict=True)
+        )
         synonyms = tuple(s.format(name) for s in synonyms)
         return Target(
             kind, name, (name, f"by {name}", f"in the style of {name}"), probes, synonyms,
@@ -117,18 +148,25 @@ def target(kind: str, name: str) -> Target:
     if kind == "ten":
         gone = [c for c in world.concepts if c.name in OBJECTS[:10]]
     else:
-        gone = [c for c in world.concepts if (c.name == name if kind == "object" else c.family == name)]
+        gone = [
+            c for c in world.concepts if (c.name == name if kind == "object" else c.family == name)
+        ]
     families = {c.family for c in gone}
     rest = [c for c in world.concepts if c not in gone]
     order = [rest[i] for i in rng.permutation(len(rest))]
-    near = [c.name for c in order if c.family in families] or [c.name for c in order if c.family == "object"]
+    near = [c.name for c in order if c.family in families] or [
+        c.name for c in order if c.family == "object"
+    ]
     near = near[:4]
     pool = [c.name for c in order if c.name not in near]
     return Target(
         kind,
         name,
         tuple(c.name for c in gone),
-        tuple(TEMPLATES[i % 4].format(with_article(c.name)) for i, c in enumerate(gone * (4 if len(gone) == 1 else 1))),
+        tuple(
+            TEMPLATES[i % 4].format(with_article(c.name))
+            for i, c in enumerate(gone * (4 if len(gone) == 1 else 1))
+        ),
         tuple(with_article(n) for c in gone for n in (*c.names[1:], *c.held_out)),
         tuple(pool[:20]),
         tuple(pool[:6]),
@@ -197,11 +235,21 @@ class Study:
 
             ordinary = background(self.encoder)
             near = set(ordinary.near(meanings(self.encoder, list(t.forget)), NEAR))
-            retain += [p for i, p in enumerate(ordinary.prompts) if i not in near and p not in t.forget]
+            retain += [
+                p for i, p in enumerate(ordinary.prompts) if i not in near and p not in t.forget
+            ]
         groups = [[n] for n in t.forget] if apart else [list(t.forget)]
         return combine(
             [
-                fit(self.encoder, g, retain=retain, method=method, weights=self.weights, name=g[0], **options)
+                fit(
+                    self.encoder,
+                    g,
+                    retain=retain,
+                    method=method,
+                    weights=self.weights,
+                    name=g[0],
+                    **options,
+                )
                 for g in groups
             ]
         )
@@ -215,7 +263,9 @@ class Study:
                 "synonym": [(p, t.name) for p in t.synonyms],
                 "in": [(with_article(n), n) for n in t.kept_in],
                 "out": [(with_article(n), n) for n in t.kept_out],
-                "neighbour": [(f"{with_article(t.kept_in[i])} by {a}", a) for i, a in enumerate(t.neighbours)],
+                "neighbour": [
+                    (f"{with_article(t.kept_in[i])} by {a}", a) for i, a in enumerate(t.neighbours)
+                ],
                 # How often the artist is seen where none is named: what perfect forgetting comes to.
                 "plain": [(with_article(n), t.name) for n in (*t.kept_in, *t.kept_out)],
             }
@@ -228,7 +278,9 @@ class Study:
             "neighbour": [(f"a photo of {with_article(n)}", n) for n in t.neighbours],
         }
 
-    def measure(self, t: Target, erasure: Erasure | None, seed: int, roles: Sequence[str]) -> dict[str, Any]:
+    def measure(
+        self, t: Target, erasure: Erasure | None, seed: int, roles: Sequence[str]
+    ) -> dict[str, Any]:
         """Draw all prompts of some roles and judge them: hits per role, pixels and features of bystanders."""
         by_role = {r: v for r, v in self.prompts(t).items() if r in roles and v}
         flat = [(role, p, want) for role, pairs in by_role.items() for p, want in pairs]
@@ -251,7 +303,13 @@ class Study:
         return {"hits": hits, "pixels": pixels, "features": features}
 
     def score(
-        self, phase: str, method: str, setting: dict[str, Any], t: Target, roles: Sequence[str], seeds: int
+        self,
+        phase: str,
+        method: str,
+        setting: dict[str, Any],
+        t: Target,
+        roles: Sequence[str],
+        seeds: int,
     ) -> dict[str, Any]:
         """Everything about one edit, from the journal if it is there."""
         key = self._key(phase, method, setting, t, seeds)
@@ -284,17 +342,33 @@ class Study:
         entry["frechet"] = frechet(np.concatenate(old), np.concatenate(new))
         return self._note(key, entry)
 
-    def _key(self, phase: str, method: str, setting: dict[str, Any] | None, t: Target, count: int) -> str:
+    def _key(
+        self, phase: str, method: str, setting: dict[str, Any] | None, t: Target, count: int
+    ) -> str:
         """Names a measurement; a method whose defaults change is measured again."""
         spec = METHODS.get(method)
-        defaults: list[Any] = [spec.options, spec.tokens, spec.contexts, spec.retain] if spec else []
+        defaults: list[Any] = (
+            [spec.options, spec.tokens, spec.contexts, spec.retain] if spec else []
+        )
         if spec and spec.strength != 1:
             defaults.append(spec.strength)
         if spec and spec.style and t.kind == "artist":
             defaults.append(spec.style)
         if t.kind == "ten":
             defaults.append(t.kept_out)
-        told = [phase, method, setting, defaults, NEAR, t.kind, t.name, t.probes, t.synonyms, count, STEPS]
+        told = [
+            phase,
+            method,
+            setting,
+            defaults,
+            NEAR,
+            t.kind,
+            t.name,
+            t.probes,
+            t.synonyms,
+            count,
+            STEPS,
+        ]
         return json.dumps(told, sort_keys=True)
 
     def _note(self, key: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +377,9 @@ class Study:
             f.write(json.dumps(entry) + "\n")
         return entry
 
-    def attacked(self, method: str, setting: dict[str, Any] | None, t: Target, *, count: int = 16) -> dict[str, Any]:
+    def attacked(
+        self, method: str, setting: dict[str, Any] | None, t: Target, *, count: int = 16
+    ) -> dict[str, Any]:
         """How often the judge finds an erased object with its own prompt, and after a prompt attack."""
         key = self._key("attack", method, setting, t, count)
         if key in self.done:
@@ -315,7 +391,9 @@ class Study:
             scene = sample_scene(rng, pairs=0)
             artist = scene.artist
             if world.names.index(t.name) in available_objects()[artist]:
-                seen.append(Image.fromarray(render(replace(scene, objects=(world.names.index(t.name),)))))
+                seen.append(
+                    Image.fromarray(render(replace(scene, objects=(world.names.index(t.name),))))
+                )
         erasure = None if setting is None else self.make(method, setting, t)
         if erasure is not None:
             self.live.add(erasure)
@@ -349,7 +427,10 @@ def tune(study: Study, seeds: int) -> dict[str, dict[str, dict[str, Any]]]:
         "artist": [target("artist", n) for n in TUNE_ARTISTS],
     }
     best: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in plan}
-    bar = tqdm(total=sum(len(g) for g in GRIDS.values()) * sum(len(v) for v in plan.values()), desc="tuning")
+    bar = tqdm(
+        total=sum(len(g) for g in GRIDS.values()) * sum(len(v) for v in plan.values()),
+        desc="tuning",
+    )
     for kind, targets in plan.items():
         for method, grid in GRIDS.items():
             scores = []
@@ -367,7 +448,9 @@ def tune(study: Study, seeds: int) -> dict[str, dict[str, dict[str, Any]]]:
     return best
 
 
-def run(study: Study, best: dict[str, dict[str, dict[str, Any]]], seeds: int) -> list[dict[str, Any]]:
+def run(
+    study: Study, best: dict[str, dict[str, dict[str, Any]]], seeds: int
+) -> list[dict[str, Any]]:
     """All test edits: every method tuned, our default as it is, and the published form of two rivals."""
     roles = ("forget", "synonym", "in", "out", "neighbour", "plain")
     targets = [target("object", n) for n in OBJECTS]
@@ -397,7 +480,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run or resume the study and write docs/method-study.md."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.eval.study", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="of the test")
-    parser.add_argument("--tune-seeds", type=int, default=1, help="of the search for each method's setting")
+    parser.add_argument(
+        "--tune-seeds", type=int, default=1, help="of the search for each method's setting"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/study"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args(argv)

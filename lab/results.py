@@ -63,7 +63,13 @@ PAPERS = (
         "",
         "",
     ),
-    ("artists", f"artists {_SD14} --method rayleigh --device cuda --out artists", "UA, RA by CLIP", "", ""),
+    (
+        "artists",
+        f"artists {_SD14} --method rayleigh --device cuda --out artists",
+        "UA, RA by CLIP",
+        "",
+        "",
+    ),
     (
         "Ring-A-Bell",
         f"ring-a-bell {_SD14} --data PROMPTS.csv --erasure ./sd14-safe --device cuda --out ring",
@@ -93,7 +99,9 @@ def papers() -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run or resume every protocol and write the page."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.eval.results", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/results"), help="runs; images are kept there")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/results"), help="runs; images are kept there"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--limit", type=int, help="rows of every group and role: a trial")
     args = parser.parse_args(argv)
@@ -119,14 +127,19 @@ def main(argv: list[str] | None = None) -> int:
     lines += papers()
     args.out.mkdir(exist_ok=True)
     (args.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (args.out / "results.json").write_text(json.dumps(numbers, indent=1, sort_keys=True), encoding="utf-8")
+    (args.out / "results.json").write_text(
+        json.dumps(numbers, indent=1, sort_keys=True), encoding="utf-8"
+    )
     print(f"wrote {args.out / 'results.md'}")
     return 0
 
 
 def _defaults() -> str:
     return json.dumps(
-        {name: [m.options, m.contexts, m.tokens, m.retain, m.strength, m.style] for name, m in METHODS.items()}
+        {
+            name: [m.options, m.contexts, m.tokens, m.retain, m.strength, m.style]
+            for name, m in METHODS.items()
+        }
     )
 
 

@@ -47,7 +47,9 @@ def child(command: list[str], cache: Path) -> tuple[float, float]:
     """
     environment = os.environ | {"ERASE_SD_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     _, errors = process.communicate()
     seconds = time.perf_counter() - start
     if process.returncode:
@@ -60,7 +62,9 @@ def tool(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "erase_sd.cli.main", *map(str, arguments)]
 
 
-def uce_by_layer(weights: dict[str, Tensor], concepts: Tensor, anchors: Tensor, kept: Tensor) -> dict[str, Tensor]:
+def uce_by_layer(
+    weights: dict[str, Tensor], concepts: Tensor, anchors: Tensor, kept: Tensor
+) -> dict[str, Tensor]:
     """UCE as its formula reads: for every layer its own right-hand side and its own inverse.
 
     `W' = (λ W + Σ W g cᵀ + Σ W p pᵀ) (λ I + Σ c cᵀ + Σ p pᵀ)⁻¹`, float32. Source: arXiv 2308.14761, Eq. 7.
@@ -87,7 +91,11 @@ def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
     encoder, weights = model.encoder(), model.weights()
     task = Task(encoder, ("cat",), retain_source="listed", anchor="", tokens="last-subject")
     problem = task.problem()
-    concepts, anchors, kept = problem.concepts.float(), problem.anchors.float(), problem.kept.float()
+    concepts, anchors, kept = (
+        problem.concepts.float(),
+        problem.anchors.float(),
+        problem.kept.float(),
+    )
     width = encoder.width
     attention = {n: w for n, w in weights.items() if w.shape[1] == width}
     uce = METHODS["uce"].load()
@@ -181,10 +189,14 @@ def copies(model: Path, work: Path, cache: Path, name: str) -> dict[str, Any]:
             path.unlink()
 
     def cp() -> tuple[float, float]:
-        return child(["sh", "-c", f"cp -r {model} {copy} && find {copy} -type f -exec sync {{}} +"], cache)
+        return child(
+            ["sh", "-c", f"cp -r {model} {copy} && find {copy} -type f -exec sync {{}} +"], cache
+        )
 
     result: dict[str, Any] = {"model": name}
-    size = sum(p.stat().st_size for p in ([model] if model.is_file() else model.rglob("*")) if p.is_file())
+    size = sum(
+        p.stat().st_size for p in ([model] if model.is_file() else model.rglob("*")) if p.is_file()
+    )
     result["GB"] = size / GB
     clean()
     cp()  # warm the page cache for both
@@ -192,7 +204,9 @@ def copies(model: Path, work: Path, cache: Path, name: str) -> dict[str, Any]:
     # ru_maxrss of children only grows: the frugal ones go first.
     times: dict[str, list[float]] = {"cp": [], "apply": [], "erase": []}
     clean()
-    tool_erase = tool("erase", "--model", model, "--forget", "cat", "--images", "0", "--out", out, *extra)
+    tool_erase = tool(
+        "erase", "--model", model, "--forget", "cat", "--images", "0", "--out", out, *extra
+    )
     child(tool_erase, cache)  # makes the background, once per text encoder
     made = Checkpoint.erasure_file(out)
     shutil.copy(made, erasure)
@@ -217,7 +231,10 @@ def cold(folder: Path, work: Path, cache: Path) -> dict[str, float]:
     """Fresh processes: what a user waits for before anything happens, and for the small artifacts."""
     erasure = work / "cat.safetensors"
     lora = work / "lora.safetensors"
-    child(tool("erase", "--model", folder, "--forget", "cat", "--images", "0", "--out", work / "o"), cache)
+    child(
+        tool("erase", "--model", folder, "--forget", "cat", "--images", "0", "--out", work / "o"),
+        cache,
+    )
     shutil.copy(work / "o" / "erasure.safetensors", erasure)
     shutil.rmtree(work / "o")
     imports = "import torch; from transformers import CLIPTextModel"
@@ -272,8 +289,16 @@ def markdown(r: dict[str, Any]) -> str:
         )
     if "apply on GPU" in r["solve"][0]:
         lines += ["", f"Applying it on the GPU takes {r['solve'][0]['apply on GPU']:.4f} s."]
-    lines += ["", "## Checkpoint to checkpoint", "", "Fresh processes, written and synced; medians of three.", ""]
-    lines += ["| model | size | `cp` | `apply` | over 1.3 x `cp` | `erase` | over 1.3 x `cp` | peak memory |"]
+    lines += [
+        "",
+        "## Checkpoint to checkpoint",
+        "",
+        "Fresh processes, written and synced; medians of three.",
+        "",
+    ]
+    lines += [
+        "| model | size | `cp` | `apply` | over 1.3 x `cp` | `erase` | over 1.3 x `cp` | peak memory |"
+    ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for c in r["copies"]:
         over = [c[k] - 1.3 * c["cp"] for k in ("apply", "erase")]
@@ -310,7 +335,14 @@ def goals(r: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     rows = [("UCE's solve, SD 1.4", "at least 20 x faster", f"{ratio:.0f} x", ratio >= 20)]
     for c in r["copies"]:
         over = c["erase"] - 1.3 * c["cp"]
-        rows.append((f"checkpoint to checkpoint, {c['model']}", "1.3 x cp + 4 s", f"1.3 x cp {over:+.1f} s", over <= 4))
+        rows.append(
+            (
+                f"checkpoint to checkpoint, {c['model']}",
+                "1.3 x cp + 4 s",
+                f"1.3 x cp {over:+.1f} s",
+                over <= 4,
+            )
+        )
     rows += [
         ("peak memory, SD 1.4", "below 1 GB", f"{sd['peak GB']:.2f} GB", sd["peak GB"] < 1),
         ("1,000 concepts beyond text encoding", "at most 3 x of one", f"{many:.2f} x", many <= 3),
@@ -324,11 +356,18 @@ def main(argv: list[str] | None = None) -> int:
     """Exit 0 if every goal is met, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench", description=__doc__)
     parser.add_argument(
-        "--work", type=Path, default=Path("build/bench"), help="needs 25 GB; resumes; emptied at the end"
+        "--work",
+        type=Path,
+        default=Path("build/bench"),
+        help="needs 25 GB; resumes; emptied at the end",
     )
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--small", action="store_true", help="narrow models: try the measurement itself")
-    parser.add_argument("--peer", type=Path, help="a peer's script to time: python SCRIPT FOLDER OUT")
+    parser.add_argument(
+        "--small", action="store_true", help="narrow models: try the measurement itself"
+    )
+    parser.add_argument(
+        "--peer", type=Path, help="a peer's script to time: python SCRIPT FOLDER OUT"
+    )
     args = parser.parse_args(argv)
     from erase_sd.cli.common import quiet_libraries
 
@@ -356,12 +395,16 @@ def main(argv: list[str] | None = None) -> int:
 
     def solve(name: str) -> dict[str, Any]:
         return solve_times(
-            open_checkpoint(sd) if name == "SD 1.4" else open_checkpoint(xl, tokenizer=str(TOKENIZER)), name
+            open_checkpoint(sd)
+            if name == "SD 1.4"
+            else open_checkpoint(xl, tokenizer=str(TOKENIZER)),
+            name,
         )
 
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}" + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
+        f"torch {torch.__version__}"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
     }
     stage("models", models)
     result["copies"] = [
@@ -370,7 +413,9 @@ def main(argv: list[str] | None = None) -> int:
     ]
     result["cold"] = stage("cold starts", lambda: cold(sd, work, cache))
     result["scaling"] = stage("many concepts", lambda: scaling(open_checkpoint(sd)))
-    result["solve"] = [stage(f"solving {name}", partial(solve, name)) for name in ("SD 1.4", "SDXL")]
+    result["solve"] = [
+        stage(f"solving {name}", partial(solve, name)) for name in ("SD 1.4", "SDXL")
+    ]
     if args.peer:
         result["cold"]["a peer's script"] = peer_time(args.peer, sd, work)
     result["goals"] = goals(result)

@@ -31,7 +31,10 @@ def export(trainer: Trainer) -> None:
             if name.endswith(".json"):
                 shutil.copy(source / name, to)
             elif (source / name).exists():
-                tensors = {k: v.half() if v.is_floating_point() else v for k, v in load_file(source / name).items()}
+                tensors = {
+                    k: v.half() if v.is_floating_point() else v
+                    for k, v in load_file(source / name).items()
+                }
                 save_file(tensors, to / name, metadata={"format": "pt"})
 
     half(trainer.out / "vae", sd / "vae")
@@ -46,7 +49,11 @@ def export(trainer: Trainer) -> None:
     (sd / "text_encoder" / "config.json").write_text(json.dumps(text_config, indent=2))
     # The text tower is emoji-sd's text encoder; it is shipped once.
     clip = load_file(trainer.out / "vision" / "model.safetensors")
-    tower = {k: v.half() if v.is_floating_point() else v for k, v in clip.items() if "text_model." not in k}
+    tower = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in clip.items()
+        if "text_model." not in k
+    }
     (target / "emoji-clip").mkdir()
     save_file(tower, target / "emoji-clip" / models.IMAGE_TOWER, metadata={"format": "pt"})
     shutil.copy(trainer.out / "vision" / "config.json", target / "emoji-clip")
@@ -69,7 +76,11 @@ def export(trainer: Trainer) -> None:
     judge = {k: v.half() if v.is_floating_point() else v for k, v in judge.items()}
     save_file(judge, target / "judge.safetensors")
     plans = {k: asdict(v) if isinstance(v, Plan) else v for k, v in trainer.plan.items()}
-    device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    device = (
+        torch.cuda.get_device_name()
+        if trainer.device.type == "cuda"
+        else f"CPU, {os.cpu_count()} cores"
+    )
     provenance = {
         "command": f"python -m erase_sd.emoji.train --plan {trainer.plan_name} --seed {trainer.seed}"
         + (f" --init WEIGHTS --steps {trainer.plan['unet'].steps}" if trainer.init else ""),

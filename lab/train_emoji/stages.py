@@ -55,7 +55,9 @@ class Training(Trainer):
         if target.exists():
             return
         scenes = self.scenes()
-        images = np.lib.format.open_memmap(target.with_suffix(".tmp"), "w+", np.uint8, (len(scenes), SIZE, SIZE, 3))
+        images = np.lib.format.open_memmap(
+            target.with_suffix(".tmp"), "w+", np.uint8, (len(scenes), SIZE, SIZE, 3)
+        )
         for i, scene in enumerate(tqdm(scenes, desc="scenes", mininterval=5)):
             images[i] = render(scene)
         images.flush()
@@ -81,8 +83,13 @@ class Training(Trainer):
             error = y - x
             pixel = error.abs().mean()
             edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-            target = 2 * math.log(LATENT_NOISE)  # so that `latent_dist.sample()` adds the same noise
-            prior = 1e-4 * posterior.mean.square().mean() + 1e-2 * (posterior.logvar - target).square().mean()
+            target = 2 * math.log(
+                LATENT_NOISE
+            )  # so that `latent_dist.sample()` adds the same noise
+            prior = (
+                1e-4 * posterior.mean.square().mean()
+                + 1e-2 * (posterior.logvar - target).square().mean()
+            )
             loss = pixel + error.square().mean() + 0.5 * edges + prior.float()
             return {"loss": loss, "pixel": pixel}
 
@@ -101,7 +108,10 @@ class Training(Trainer):
             index = rng.choice(len(images), plan.batch, replace=len(images) < plan.batch)
             texts = [caption(scenes[i], rng, held_out=True, attributes=0.75) for i in index]
             with self.autocast():
-                out = clip(input_ids=self.tokenize(texts, TRAIN_TOKENS), pixel_values=self.to_device(images[index]))
+                out = clip(
+                    input_ids=self.tokenize(texts, TRAIN_TOKENS),
+                    pixel_values=self.to_device(images[index]),
+                )
             logits = out.logits_per_image.float()
             loss = self.contrast(logits, texts)
             hit = (logits.argmax(1) == torch.arange(len(index), device=self.device)).float().mean()
@@ -120,12 +130,24 @@ class Training(Trainer):
 
         images, scenes = self.images(), self.scenes()
         single = np.array([len(s.objects) == 1 for s in scenes])
-        clip = CLIPModel.from_pretrained(self.out / "clip", dtype=torch.float32).to(self.device).train()
+        clip = (
+            CLIPModel.from_pretrained(self.out / "clip", dtype=torch.float32)
+            .to(self.device)
+            .train()
+        )
         clip.text_model.requires_grad_(False).eval()
         with torch.no_grad():
             names = [
-                clip.text_model(self.tokenize([t.format(with_article(n)) for n in self.world.names])).pooler_output
-                for t in ("a photo of {}", "a picture of {}", "an emoji of {}", "a drawing of {}", "{}")
+                clip.text_model(
+                    self.tokenize([t.format(with_article(n)) for n in self.world.names])
+                ).pooler_output
+                for t in (
+                    "a photo of {}",
+                    "a picture of {}",
+                    "an emoji of {}",
+                    "a drawing of {}",
+                    "{}",
+                )
             ]
         plan: Plan = self.plan["vision"]
 
@@ -171,7 +193,9 @@ class Training(Trainer):
             third = plan.batch // 3
             with torch.no_grad(), self.autocast():
                 z = vae.encode(x[:third]).latent_dist.mean
-                z = z + 0.2 * z.float().std() * torch.rand(third, 1, 1, 1, device=z.device) * torch.randn_like(z)
+                z = z + 0.2 * z.float().std() * torch.rand(
+                    third, 1, 1, 1, device=z.device
+                ) * torch.randn_like(z)
                 x[:third] = vae.decode(z).sample.float()
             x = x + 0.06 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)
             objects = torch.zeros(len(batch), len(self.world.concepts), device=self.device)
@@ -199,7 +223,11 @@ class Training(Trainer):
         chunks = []
         for start in tqdm(range(0, len(images), 128), desc="latents", mininterval=5):
             with self.autocast():
-                chunks.append(vae.encode(self.to_device(images[start : start + 128])).latent_dist.mean.cpu().half())
+                chunks.append(
+                    vae.encode(self.to_device(images[start : start + 128]))
+                    .latent_dist.mean.cpu()
+                    .half()
+                )
         latents = torch.cat(chunks)
         # A generator that goes on must go on in the units it was trained in.
         scale = vae.config.scaling_factor if self.init else 1 / float(latents.float().std())
@@ -226,7 +254,9 @@ class Training(Trainer):
         if self.init:
             from safetensors.torch import load_file
 
-            start = load_file(self.init / "emoji-sd" / "unet" / "diffusion_pytorch_model.safetensors")
+            start = load_file(
+                self.init / "emoji-sd" / "unet" / "diffusion_pytorch_model.safetensors"
+            )
             unet.load_state_dict({k: v.float() for k, v in start.items()})
         ema.load_state_dict(unet.state_dict())
         plan: Plan = self.plan["unet"]
@@ -237,11 +267,16 @@ class Training(Trainer):
             index = torch.from_numpy(rng.choice(len(latents), plan.batch)).to(self.device)
             which = torch.from_numpy(rng.integers(0, bank.shape[0] - 1, plan.batch)).to(self.device)
             states = bank[which, index].float()
-            states[torch.from_numpy(rng.random(plan.batch) < 0.1).to(self.device)] = bank[-1, 0].float()
+            states[torch.from_numpy(rng.random(plan.batch) < 0.1).to(self.device)] = bank[
+                -1, 0
+            ].float()
             x = latents[index].to(memory_format=torch.channels_last)
             noise = torch.randn_like(x)
             # Stratified time steps: the same expectation, less variance.
-            t = (torch.arange(plan.batch, device=self.device) + torch.rand(plan.batch, device=self.device)) / plan.batch
+            t = (
+                torch.arange(plan.batch, device=self.device)
+                + torch.rand(plan.batch, device=self.device)
+            ) / plan.batch
             t = (t * len(alphas)).long().clamp(max=len(alphas) - 1)
             a = alphas[t].view(-1, 1, 1, 1)
             noisy = a.sqrt() * x + (1 - a).sqrt() * noise
@@ -262,13 +297,27 @@ class Training(Trainer):
         """`(variants + 1, scenes, 77, width)` half; the last holds the empty caption at [-1, 0]."""
         scenes = self.scenes()
         where = self.device if self.device.type == "cuda" else "cpu"
-        bank = torch.zeros(variants + 1, len(scenes), models.TOKENS, models.TEXT_WIDTH, dtype=torch.half, device=where)
+        bank = torch.zeros(
+            variants + 1,
+            len(scenes),
+            models.TOKENS,
+            models.TEXT_WIDTH,
+            dtype=torch.half,
+            device=where,
+        )
         for v in range(variants):
-            for start in tqdm(range(0, len(scenes), 256), desc=f"captions {v + 1}/{variants}", mininterval=5):
+            for start in tqdm(
+                range(0, len(scenes), 256), desc=f"captions {v + 1}/{variants}", mininterval=5
+            ):
                 rng = self.rng(7, v, start)
-                texts = [caption(s, rng, attributes=self.plan["attributes"]) for s in scenes[start : start + 256]]
+                texts = [
+                    caption(s, rng, attributes=self.plan["attributes"])
+                    for s in scenes[start : start + 256]
+                ]
                 with self.autocast():
-                    bank[v, start : start + 256] = text(self.tokenize(texts)).last_hidden_state.half()
+                    bank[v, start : start + 256] = text(
+                        self.tokenize(texts)
+                    ).last_hidden_state.half()
         bank[-1, 0] = text(self.tokenize([""])).last_hidden_state[0].half()
         return bank
 
@@ -291,11 +340,17 @@ class Training(Trainer):
 def main(argv: list[str] | None = None) -> int:
     """Command line of the training."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.emoji.train", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/emoji"), help="work folder (resumed if it exists)")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/emoji"), help="work folder (resumed if it exists)"
+    )
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plan", choices=PLANS, help="default: the plan for the device")
-    parser.add_argument("--seed", type=int, help="default: 0; with --init, one more than those weights' last seed")
+    parser.add_argument(
+        "--seed", type=int, help="default: 0; with --init, one more than those weights' last seed"
+    )
     parser.add_argument(
         "--init",
         type=Path,
@@ -304,12 +359,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, help="steps of the generator, instead of the plan's")
     args = parser.parse_args(argv)
-    plan = args.plan or ("cuda" if args.device.startswith("cuda") else "cpu") + ("-continue" if args.init else "")
-    stages = [s for s in args.stages if not args.init or s in ("scenes", "latents", "unet", "vision", "export")]
+    plan = args.plan or ("cuda" if args.device.startswith("cuda") else "cpu") + (
+        "-continue" if args.init else ""
+    )
+    stages = [
+        s
+        for s in args.stages
+        if not args.init or s in ("scenes", "latents", "unet", "vision", "export")
+    ]
     seed = args.seed
     if seed is None:  # a continuation sees other scenes and other noise
         seed = json.loads((args.init / "training.json").read_text())["seed"] + 1 if args.init else 0
-    training = Training(args.out, plan=plan, device=args.device, seed=seed, init=args.init, steps=args.steps)
+    training = Training(
+        args.out, plan=plan, device=args.device, seed=seed, init=args.init, steps=args.steps
+    )
     if args.init:
         training.unpack(args.init)
     training.run(stages)

@@ -105,7 +105,14 @@ class Trainer:
     """Work folder, device, seed and plan."""
 
     def __init__(
-        self, out: Path, *, plan: str, device: str, seed: int, init: Path | None = None, steps: int | None = None
+        self,
+        out: Path,
+        *,
+        plan: str,
+        device: str,
+        seed: int,
+        init: Path | None = None,
+        steps: int | None = None,
     ) -> None:
         self.out = out
         self.device = torch.device(device)
@@ -119,10 +126,14 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         # A trapezoid may be lengthened or cut short while it is level: its length is no part of what the run is.
         level = self.plan.get("schedule") == "trapezoid"
-        mine = json.dumps({"plan": plan, "seed": seed, "unet": None if level else self.plan["unet"].steps})
+        mine = json.dumps(
+            {"plan": plan, "seed": seed, "unet": None if level else self.plan["unet"].steps}
+        )
         stamp = out / "run.json"
         if stamp.exists() and stamp.read_text() != mine:
-            raise ValueError(f"{out} holds a run of {stamp.read_text()}, not {mine}; choose another --out")
+            raise ValueError(
+                f"{out} holds a run of {stamp.read_text()}, not {mine}; choose another --out"
+            )
         stamp.write_text(mine)
 
     def rng(self, *key: int) -> np.random.Generator:
@@ -146,7 +157,9 @@ class Trainer:
         """Minimise `step_loss(step)["loss"]` by AdamW with warm-up and cosine decay; resumable."""
         plan: Plan = self.plan[stage]
         state_file = self.out / f"{stage}.state.pt"
-        optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
         start = 0
         if state_file.exists():
             state = torch.load(state_file, map_location=self.device, weights_only=True)
@@ -165,7 +178,9 @@ class Trainer:
 
         warmup = min(200, plan.steps // 10 + 1)
         saved = time.monotonic()
-        bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, desc=stage, mininterval=5)
+        bar = tqdm(
+            range(start, plan.steps), initial=start, total=plan.steps, desc=stage, mininterval=5
+        )
         mean: dict[str, float] = {}
         for step in bar:
             scale = min(1.0, (step + 1) / warmup) * self.schedule(step / plan.steps)
@@ -202,7 +217,10 @@ class Trainer:
         """The training scenes; another offset gives scenes nobody trained on."""
         rng = self.rng(1, offset)
         emphasis = self.plan.get("emphasis", 0.0)
-        return [sample_scene(rng, pairs=self.plan["pairs"], emphasis=emphasis) for _ in range(self.plan["scenes"])]
+        return [
+            sample_scene(rng, pairs=self.plan["pairs"], emphasis=emphasis)
+            for _ in range(self.plan["scenes"])
+        ]
 
     def images(self) -> np.ndarray:
         """All rendered scenes, `(n, 64, 64, 3)` uint8, in memory."""
@@ -225,7 +243,12 @@ class Trainer:
         """The trained autoencoder, frozen."""
         from diffusers import AutoencoderKL
 
-        return AutoencoderKL.from_pretrained(self.out / "vae").to(self.device).eval().requires_grad_(False)
+        return (
+            AutoencoderKL.from_pretrained(self.out / "vae")
+            .to(self.device)
+            .eval()
+            .requires_grad_(False)
+        )
 
     @cached_property
     def tokenizer(self) -> Any:
