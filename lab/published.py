@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 
 from erase_sd.emoji.models import EMOJI_SD
 
-TOKENIZER = EMOJI_SD / "tokenizer"  # of small models, and a stand-in for CLIP's own in full-size ones
+TOKENIZER = (
+    EMOJI_SD / "tokenizer"
+)  # of small models, and a stand-in for CLIP's own in full-size ones
 Kind = Literal["sd1", "sd2", "sdxl"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _CROSS_DOWN, _DOWN = "CrossAttnDownBlock2D", "DownBlock2D"

@@ -24,8 +24,6 @@ from lab.published import KINDS, TOKENIZER, configs
 
 __all__ = ["KINDS", "TOKENIZER", "configs", "write_folder", "write_single", "write_tensors"]
 
-    EMOJI_SD / "tokenizer"
-)  # of small models, and a stand-in for CLIP's own in full-size ones
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 

@@ -1,4 +1,4 @@
-"""What every training stage shares: the plan, the data, the resumable loop."""
+"""What every training stage shares: the work folder, the data, the resumable loop."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,89 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
-from erase_sd.emoji import models
-from erase_sd.emoji.world import Scene, caption, load_world, sample_scene
-
-STAGES = ("scenes", "vae", "clip", "judge", "latents", "unet", "vision", "export")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how hard one network is trained."""
-
-    steps: int
-    batch: int
-    lr: float
-
-
-# pairs: share of two-object scenes; attributes: how often the generator's captions name the artist, and
-# likewise the background; floor: added to the generator's loss weights, the more for pure noise to count.
-PLANS: dict[str, dict[str, Any]] = {
-    "cpu": {
-        "scenes": 40_000,
-        "pairs": 0.3,
-        "attributes": 0.6,
-        "floor": 0.1,
-        "vae": Plan(1_900, 32, 8e-4),
-        "clip": Plan(1_300, 128, 1e-3),
-        "vision": Plan(800, 128, 1e-3),
-        "judge": Plan(3_000, 64, 2e-3),
-        "unet": Plan(5_000, 64, 6e-4),
-    },
-    # More of the generator and of the image tower: `--init` with weights that exist, the rest of them kept.
-    "cpu-continue": {
-        "scenes": 60_000,
-        "pairs": 0.45,
-        "attributes": 0.8,
-        "floor": 0.3,
-        "unet": Plan(15_000, 64, 5e-4),
-        "vision": Plan(1_200, 128, 5e-4),
-    },
-    # The second generation: more of what the first one drew worst, by its judge and by eye.
-    "cpu-second": {
-        "scenes": 80_000,
-        "pairs": 0.45,
-        "attributes": 0.85,
-        "floor": 0.3,
-        "emphasis": 1.0,
-        "schedule": "trapezoid",
-        "unet": Plan(9_000, 64, 4e-4),
-        "vision": Plan(1_200, 128, 5e-4),
-    },
-    "cuda-continue": {
-        "scenes": 100_000,
-        "pairs": 0.45,
-        "attributes": 0.8,
-        "floor": 0.3,
-        "unet": Plan(15_000, 256, 5e-4),
-        "vision": Plan(2_000, 512, 5e-4),
-    },
-    "cuda": {
-        "scenes": 100_000,
-        "pairs": 0.45,
-        "attributes": 0.8,
-        "floor": 0.3,
-        "vae": Plan(8_000, 128, 8e-4),
-        "clip": Plan(4_000, 512, 1e-3),
-        "vision": Plan(2_000, 512, 5e-4),
-        "judge": Plan(4_000, 256, 2e-3),
-        "unet": Plan(20_000, 256, 6e-4),
-    },
-    "smoke": {
-        "scenes": 64,
-        "pairs": 0.3,
-        "attributes": 0.6,
-        "floor": 0.3,
-        "vae": Plan(2, 4, 1e-3),
-        "clip": Plan(2, 4, 1e-3),
-        "vision": Plan(2, 4, 1e-3),
-        "judge": Plan(2, 4, 1e-3),
-        "unet": Plan(2, 4, 1e-3),
-    },
-}  # fmt: skip
+from erase_sd.emoji.clip import TOKENS
+from erase_sd.emoji.scenes import Scene, caption, sample_scene
+from erase_sd.emoji.world import load_world
+from erase_sd.pixels import to_unit
+from lab.train_emoji.plan import PLANS, Plan, stage_id
+from lab.train_emoji.tokenizer import WORDS, build_tokenizer
 
 
 class Trainer:
@@ -154,28 +82,22 @@ class Trainer:
         decay: float = 0.999,
         save_every: float = 120.0,
     ) -> None:
-        """Minimise `step_loss(step)["loss"]` by AdamW with warm-up and cosine decay; resumable."""
+        """Minimise `step_loss(step)["loss"]` by AdamW with warm-up and a falling rate; resumable.
+
+        Args:
+            stage: Names the plan and the state's file.
+            net: What is trained.
+            step_loss: Losses of a step's batch, a function of the step alone.
+            ema: An averaged copy to keep.
+            decay: Of the average.
+            save_every: Seconds between two states.
+
+        Raises:
+            RuntimeError: If the loss is no longer a number.
+        """
         plan: Plan = self.plan[stage]
-        state_file = self.out / f"{stage}.state.pt"
-        optimizer = torch.optim.AdamW(
-            net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01
-        )
-        start = 0
-        if state_file.exists():
-            state = torch.load(state_file, map_location=self.device, weights_only=True)
-            net.load_state_dict(state["net"])
-            optimizer.load_state_dict(state["optimizer"])
-            if ema is not None:
-                ema.load_state_dict(state["ema"])
-            start = state["step"]
-
-        def save(step: int) -> None:
-            state = {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
-            if ema is not None:
-                state["ema"] = ema.state_dict()
-            torch.save(state, state_file.with_suffix(".tmp"))
-            os.replace(state_file.with_suffix(".tmp"), state_file)
-
+        state = _State(self.out / f"{stage}.state.pt", net, plan, ema)
+        start = state.resume(self.device)
         warmup = min(200, plan.steps // 10 + 1)
         saved = time.monotonic()
         bar = tqdm(
@@ -184,14 +106,8 @@ class Trainer:
         mean: dict[str, float] = {}
         for step in bar:
             scale = min(1.0, (step + 1) / warmup) * self.schedule(step / plan.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr * scale
             torch.manual_seed(hash((self.seed, stage_id(stage), step)) % 2**31)
-            losses = step_loss(step)
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
+            losses = state.step(step_loss, step, lr=plan.lr * scale)
             if ema is not None:
                 now = min(decay, (step + 1) / (step + 10))
                 with torch.no_grad():
@@ -203,9 +119,9 @@ class Trainer:
                 if not math.isfinite(mean["loss"]):
                     raise RuntimeError(f"{stage}: the loss became {mean['loss']} at step {step}")
             if time.monotonic() - saved > save_every:
-                save(step + 1)
+                state.save(step + 1)
                 saved = time.monotonic()
-        save(plan.steps)
+        state.save(plan.steps)
 
     def schedule(self, done: float) -> float:
         """Share of the peak learning rate when a share `done` of the steps is taken: a cosine or a trapezoid."""
@@ -227,9 +143,18 @@ class Trainer:
         return np.load(self.out / "scenes.npy")
 
     def to_device(self, images: np.ndarray) -> Tensor:
-        """uint8 NHWC to float NCHW in [-1, 1]."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return x.permute(0, 3, 1, 2).float() / 127.5 - 1
+        """`(n, 64, 64, 3)` uint8 to `(n, 3, 64, 64)` float in [-1, 1], where the networks are."""
+        return to_unit(images).to(self.device)
+
+    def answers(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a judge should say: objects `(n, concepts)` of 0 and 1, artists and backgrounds `(n,)`."""
+        grounds = list(self.world.backgrounds)
+        objects = torch.zeros(len(scenes), len(self.world.concepts), device=self.device)
+        for row, scene in enumerate(scenes):
+            objects[row, list(scene.objects)] = 1
+        artist = torch.tensor([s.artist for s in scenes], device=self.device)
+        ground = torch.tensor([grounds.index(s.background) for s in scenes], device=self.device)
+        return objects, artist, ground
 
     def contrast(self, logits: Tensor, texts: list[str]) -> Tensor:
         """Symmetric contrastive loss of `(n, n)` image-text logits; equal captions are equally right answers."""
@@ -241,29 +166,20 @@ class Trainer:
 
     def load_vae(self) -> Any:
         """The trained autoencoder, frozen."""
-        from diffusers import AutoencoderKL
-
-        return (
-            AutoencoderKL.from_pretrained(self.out / "vae")
-            .to(self.device)
-            .eval()
-            .requires_grad_(False)
-        )
+        vae = AutoencoderKL.from_pretrained(self.out / "vae", trust_remote_code=False)
+        return vae.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> Any:
         """CLIP's tokenizer, trained once on the world's captions and ordinary words."""
-        from transformers import CLIPTokenizer
-
         folder = self.out / "tokenizer"
         if not (folder / "merges.txt").exists():
             rng = self.rng(3)
             captions = [caption(sample_scene(rng), rng, held_out=True) for _ in range(6000)]
-            words = (models.HERE / "words.txt").read_text().split()
-            models.build_tokenizer(captions + words * 20, folder)
-        return CLIPTokenizer.from_pretrained(folder)
+            build_tokenizer(captions + WORDS.read_text().split() * 20, folder)
+        return CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
 
-    def tokenize(self, texts: list[str], length: int = models.TOKENS) -> Tensor:
+    def tokenize(self, texts: list[str], length: int = TOKENS) -> Tensor:
         """`(n, length)` token ids, padded with EOS."""
         ids = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -271,6 +187,48 @@ class Trainer:
         return ids.to(self.device)
 
 
-def stage_id(stage: str) -> int:
-    """A number for a stage, stable between runs (Python's string hash is not)."""
-    return STAGES.index(stage)
+class _State:
+    """A network, its optimizer and how far they are; on disk as one file, written whole."""
+
+    def __init__(self, path: Path, net: nn.Module, plan: Plan, ema: nn.Module | None) -> None:
+        self.path, self.net, self.ema = path, net, ema
+        self.optimizer = torch.optim.AdamW(
+            net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
+
+    def resume(self, device: torch.device) -> int:
+        """Load what is there; returns the next step."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location=device, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        return int(state["step"])
+
+    def save(self, step: int) -> None:
+        """Write everything; a kill in between leaves the last state."""
+        state = {
+            "step": step,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        draft = self.path.with_suffix(".tmp")
+        torch.save(state, draft)
+        os.replace(draft, self.path)
+
+    def step(
+        self, step_loss: Callable[[int], dict[str, Tensor]], step: int, *, lr: float
+    ) -> dict[str, Tensor]:
+        """One step down the gradient of `loss`, clipped to norm 1."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses = step_loss(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        return losses
