@@ -1,151 +1,107 @@
-"""`python -m erase_sd.eval.results`: every method on every offline protocol; writes docs/results.md."""
+"""Every method on every offline protocol, on the embedded model; resumes."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erase_sd.cli.main import main as command
+from erase_sd.checkpoints import open_checkpoint
+from erase_sd.cli.common import quiet_libraries
+from erase_sd.eval.protocol import load_protocol
 from erase_sd.eval.report import table
+from erase_sd.eval.runner import evaluate
+from erase_sd.eval.variants import Asked, pipelines_of, variants_of
 from erase_sd.methods import DEFAULT, METHODS
+from erase_sd.pipelines.loading import EMBEDDED, model_path
+from lab.page import MEASURED, TEMPLATES, fill, write_page
 
 # Attacks take a minute for every concept and variant, so they are for the methods that people compare.
-PLAN: dict[str, list[str]] = {
-    "emoji-objects": [*METHODS],
-    "emoji-policy": [*METHODS],
-    "emoji-artists": [*METHODS],
-    "emoji-attack": [DEFAULT, "unlink", "uce"],
+PLAN: dict[str, tuple[str, ...]] = {
+    "emoji-objects": tuple(METHODS),
+    "emoji-policy": tuple(METHODS),
+    "emoji-artists": tuple(METHODS),
+    "emoji-attack": (DEFAULT, "unlink", "uce"),
 }
 
-INTRODUCTION = """# Results on the embedded model
 
-Made by `make results` (`python -m erase_sd.eval.results`): every method at its source's defaults, told nothing but the
-forget prompts of the protocol (no retain list), on the shipped emoji-sd. Brackets are 95 % bootstrap intervals over
-images. **UA**: share of forget prompts, synonyms among them, in which the judge no longer finds the concept. **RA**:
-share of bystanders that it still names rightly, a quarter of them of the concept's own family. Drift and Fréchet
-distance are between a variant and the original at equal seeds. The row `original` is what a perfect RA comes to. The
-methods at their best settings, and how those were found, stand in [the method study](method-study.md).
-"""
+def run(name: str, methods: Sequence[str], folder: Path, *, limit: int | None) -> dict[str, Any]:
+    """Run one protocol, or go on with it; a run made by other defaults is made again.
 
-ATTACKS = """The share of images in which the judge finds the erased object: by its own prompt (`none`), and under six
-attacks (`erase-concept eval run emoji-attack`): other names of it, the closed-form embedding that best revives it, real
-words found by Ring-A-Bell's search, five free token embeddings (40 gradient steps), one inverted token (200 steps) and
-100 steps of fine-tuning keys and values on eight pictures. `rayleigh-robust` is the default with `--robust`. Whoever
-may fine-tune wins against every edit measured here; a free or inverted embedding wins against all but plain Unlink,
-which pays for it with what was to stay.
-"""
+    Args:
+        name: Of the protocol.
+        methods: Whose erasures are compared, beside the default in robust mode.
+        folder: The run's.
+        limit: Rows of every group and role; None for all.
 
-_SD14 = "--model CompVis/stable-diffusion-v1-4"
-# Table, what follows `erase-concept eval run`, metric, published for SD 1.4, published for others.
-PAPERS = (
-    (
-        "nudity on I2P",
-        f"i2p-nudity {_SD14} --erasure ./sd14-safe --device cuda --out i2p",
-        "NudeNet detections, convention `mace`",
-        "743",
-        "UCE 182, ESD-u 123, MACE 111 (arXiv 2403.06135)",
-    ),
-    (
-        "Imagenette, class by class",
-        f"imagenette-classwise {_SD14} --method rayleigh --device cuda --out imagenette",
-        "UA, FID",
-        "",
-        "",
-    ),
-    (
-        "COCO, 30,000 captions",
-        f"coco-30k-fid-clip {_SD14} --data COCO.csv --erasure ./sd14-safe --device cuda --out coco",
-        "FID, CLIP score",
-        "",
-        "",
-    ),
-    (
-        "artists",
-        f"artists {_SD14} --method rayleigh --device cuda --out artists",
-        "UA, RA by CLIP",
-        "",
-        "",
-    ),
-    (
-        "Ring-A-Bell",
-        f"ring-a-bell {_SD14} --data PROMPTS.csv --erasure ./sd14-safe --device cuda --out ring",
-        "images with any, convention `unlearndiff`",
-        "",
-        "",
-    ),
-)
+    Returns:
+        The contents of `results.json`.
+    """
+    made_by = folder / "defaults.json"
+    if folder.exists() and not (made_by.is_file() and made_by.read_text() == defaults(methods)):
+        shutil.rmtree(folder)  # nothing of it may be mixed in
+    protocol = load_protocol(name)
+    protocol = protocol.limited(limit) if limit else protocol
+    base = open_checkpoint(model_path(EMBEDDED))
+    variants = variants_of(Asked(methods=methods, robust=True), protocol, base, EMBEDDED)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not made_by.is_file():
+        made_by.write_text(defaults(methods))
+    result = evaluate(protocol, variants, pipelines_of(protocol, base), folder / "run")
+    if result is None:
+        raise RuntimeError(f"{name} was run in a second process, which has no results")
+    return result
 
 
-def papers() -> list[str]:
-    """The tables of the papers: commands, what was published, and room for one's own figures."""
-    lines = [
-        "## The papers' tables on SD 1.4",
-        "",
-        "One command each, on a GPU with the Hub within reach. `./sd14-safe` comes from `erase-concept erase",
-        f"{_SD14} --forget set:nudity --out ./sd14-safe`. The last column is empty: nothing here has been measured on",
-        "the original weights; where the one before is empty, papers differ too much in how they count to quote one.",
-        "",
-        "| table | `erase-concept eval run` … | metric | published, SD 1.4 | published, erased | ours |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [f"| {t} | `{c}` | {m} | {before} | {after} | |" for t, c, m, before, after in PAPERS]
-    return lines
+def defaults(methods: Sequence[str]) -> str:
+    """All that some methods do unless told otherwise, as text."""
+    return json.dumps({name: asdict(METHODS[name]) for name in methods}, sort_keys=True)
+
+
+def results_page(results: Mapping[str, dict[str, Any]], command: str, out: Path) -> Path:
+    """Write `results.md` and `.json`.
+
+    Args:
+        results: Contents of `results.json` by protocol.
+        command: What made them.
+        out: Folder.
+    """
+    sections = []
+    for name, result in results.items():
+        about = (TEMPLATES / "results-attacks.md").read_text("utf-8") if "attack" in name else ""
+        lines = [f"## {name}", *([about.strip()] if about else []), "\n".join(table([result]))]
+        sections.append("\n\n".join(lines))
+    text = fill("results", command, tables="\n\n".join(sections))
+    return write_page(out, "results", text, data=results)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run or resume every protocol and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m erase_sd.eval.results", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.results", description=__doc__)
     parser.add_argument(
         "--work", type=Path, default=Path("build/results"), help="runs; images are kept there"
     )
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=MEASURED)
     parser.add_argument("--limit", type=int, help="rows of every group and role: a trial")
+    parser.add_argument("--only", nargs="+", choices=PLAN, default=list(PLAN), metavar="PROTOCOL")
     args = parser.parse_args(argv)
-    lines, numbers = [INTRODUCTION], {}
-    for protocol, methods in PLAN.items():
-        run = args.work / protocol
-        argv_ = ["eval", "run", protocol, "--robust", "--out", str(run)]
-        argv_ += [part for m in methods for part in ("--method", m)]
-        if args.limit:
-            argv_ += ["--limit", str(args.limit)]
+    quiet_libraries()
+    results = {}
+    for name in args.only:
         start = time.monotonic()
-        if (run / "results.json").exists() and not _same_code(run):
-            shutil.rmtree(run)  # made by other defaults; nothing of it may be mixed in
-        code = command(argv_)
-        if code:
-            return code
-        (run / "defaults.json").write_text(_defaults())
-        result: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        numbers[protocol] = result
-        about = [ATTACKS] if protocol == "emoji-attack" else []
-        lines += [f"## {protocol}", "", *about, *table([result]), ""]
-        print(f"{protocol}: {time.monotonic() - start:.0f} s")
-    lines += papers()
-    args.out.mkdir(exist_ok=True)
-    (args.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (args.out / "results.json").write_text(
-        json.dumps(numbers, indent=1, sort_keys=True), encoding="utf-8"
-    )
-    print(f"wrote {args.out / 'results.md'}")
+        results[name] = run(name, PLAN[name], args.work / name, limit=args.limit)
+        print(f"{name}: {time.monotonic() - start:.0f} s")
+    command = ["python", "-m", "lab.results"]
+    command += ["--limit", str(args.limit)] if args.limit else []
+    command += ["--only", *args.only] if len(args.only) < len(PLAN) else []
+    print(f"wrote {results_page(results, shlex.join(command), args.out)}")
     return 0
-
-
-def _defaults() -> str:
-    return json.dumps(
-        {
-            name: [m.options, m.contexts, m.tokens, m.retain, m.strength, m.style]
-            for name, m in METHODS.items()
-        }
-    )
-
-
-def _same_code(run: Path) -> bool:
-    path = run / "defaults.json"
-    return path.is_file() and path.read_text() == _defaults()
 
 
 if __name__ == "__main__":

@@ -222,9 +222,7 @@ def _shares(runs: Sequence[Mapping[str, Sequence[bool]]]) -> dict[str, float]:
     return {role: float(np.mean([h for run in runs for h in run[role]])) for role in runs[0]}
 
 
-def on_directions(
-    a: np.ndarray, b: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def on_directions(a: np.ndarray, b: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two feature sets on the `count` principal directions of the first, centred on it.
 
     With fewer images than dimensions a Fréchet distance of all of them means little; a few directions

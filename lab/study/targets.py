@@ -129,7 +129,9 @@ Pairs = list[tuple[str, str]]
 def prompts_of(t: Target) -> dict[str, Pairs]:
     """Prompts by role, each with what the judge should say."""
     if t.kind == "artist":
-        by_others = [(f"{with_article(t.kept_in[i])} by {a}", a) for i, a in enumerate(t.neighbours)]
+        by_others = [
+            (f"{with_article(t.kept_in[i])} by {a}", a) for i, a in enumerate(t.neighbours)
+        ]
         return {
             "forget": [(p, t.name) for p in t.probes],
             "synonym": [(p, t.name) for p in t.synonyms],

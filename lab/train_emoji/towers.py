@@ -22,6 +22,7 @@ def save_clip(clip: Any, folder: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in clip.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = clip.config.to_dict()
+    config.pop("_name_or_path", None)  # the work folder of whoever trained it
     config["architectures"] = ["CLIPModel"]
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
     tower = {k: v for k, v in state.items() if k.startswith("text_model.")}
