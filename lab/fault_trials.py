@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.fault_bench import Bench, Command, fork, judge, start
+from lab.fault_bench import Bench, Command, digest, fork, judge, start
 from lab.shapes import TOKENIZER
 
 Outcomes = dict[str, Counter[str]]  # by what was tried

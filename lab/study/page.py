@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-
 import numpy as np
 from matplotlib.figure import Figure
 
