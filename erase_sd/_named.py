@@ -1,4 +1,4 @@
-"""Things that are reached by name: registries of `name -> "module:attribute"`, imported on first use."""
+"""Things reached by name: registries of `name -> "module:attribute"`, imported on first use."""
 
 from __future__ import annotations
 

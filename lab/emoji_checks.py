@@ -31,7 +31,8 @@ def agree(told: Sequence[str], seen: Sequence[str]) -> float:
     return share([a == b for a, b in zip(told, seen, strict=True)])
 
 
-# -- renders ----------------------------------------------------------------------------------------
+# -- renders
+# ----------------------------------------------------------------------------------------
 
 
 def unseen(count: int, seed: int, *, pairs: float = 0) -> tuple[list[Scene], list[Image.Image]]:
@@ -77,7 +78,8 @@ def check_clip(count: int) -> dict[str, float]:
     return {"clip": float(hit.float().mean()), "clip retrieval of 256": float(right.float().mean())}
 
 
-# -- the generator ------------------------------------------------------------------------------------
+# -- the generator
+# ------------------------------------------------------------------------------------
 
 
 def check_objects(draw: Draw, per_seed: int, seeds: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Measure the shipped emoji weights: the generator by its judge, the judges and emoji-clip by renders."""
+"""Measure emoji-sd: the generator by its judge, the judges and emoji-clip by renders."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def sample_sheet(pipe: Any, seed: int = 7) -> Image.Image:
     return image_grid(images, 9, cell=128)
 
 
-# -- the page ---------------------------------------------------------------------------------------
+# -- the page
+# ---------------------------------------------------------------------------------------
 
 
 def goals(result: Mapping[str, Any]) -> list[Goal]:

@@ -28,7 +28,7 @@ Command = Sequence[str | Path]
 
 
 def digest(path: Path) -> dict[str, bytes]:
-    """Every file of a path and its bytes; a report's seconds and command differ by nature and are left out."""
+    """Every file of a path and its bytes, without reports: their seconds differ by nature."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(f.relative_to(path)): f.read_bytes() for f in files if "report" not in f.name}
 

@@ -1,13 +1,11 @@
-"""The harm: kills, full disks, damaged inputs, several writers; each counts how its trials ended."""
+"""The harm: kills, full disks, damaged inputs, several writers; how each trial ended."""
 
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 

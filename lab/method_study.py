@@ -1,4 +1,4 @@
-"""The method study: every method on the embedded model, tuned on other concepts than it is tested on.
+"""The method study: every method on the embedded model, tuned on other concepts than tested.
 
 Does the concept go, under names the edit never saw as well, and what happens to the rest? Every
 measurement is noted as it is made, so an interrupted study goes on where it stopped.
@@ -23,6 +23,7 @@ from lab.page import MEASURED, fill, goal_table, tell, write_page
 from lab.study.grids import GRIDS
 from lab.study.measure import DIRECTIONS, GUIDANCE, STEPS, Job, Setting, Study
 from lab.study.page import (
+    Numbers,
     attack_table,
     goals,
     harmonic,
@@ -112,7 +113,7 @@ def tune(study: Study, plan: Plan) -> Best:
 
 
 def measure(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
-    """All test edits: every method tuned, our default as it is, and the published form of two rivals."""
+    """All test edits: every method tuned, and the default and two rivals as published."""
     jobs = []
     for kind, names in plan.test.items():
         for t in (target(kind, name) for name in names):
@@ -125,7 +126,7 @@ def measure(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
 
 
 def attack(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
-    """Every method against free token embeddings, beside the model as it was and the robust mode."""
+    """Every method against free token embeddings; the model as it was, and the robust mode."""
     settings: list[tuple[str, Setting | None]] = [("nothing erased", None)]
     settings += [(method, best["object"][method]) for method in plan.grids]
     if DEFAULT in plan.grids and not best["object"][DEFAULT].get("robust"):
@@ -142,7 +143,7 @@ def study_page(
     plan: Plan, best: Best, entries: Sequence[Mapping[str, Any]], attacks: Sequence[Any], out: Path
 ) -> int:
     """Write `method-study.md`, `.json` and `.png`; 0 if every goal is met, 1 if not."""
-    numbers = {kind: numbers_of(entries, kind) for kind in plan.test}
+    numbers: dict[str, Numbers] = {kind: numbers_of(entries, kind) for kind in plan.test}
     reached = goals(numbers)
     command = [
         "python",

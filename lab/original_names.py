@@ -18,10 +18,21 @@ _OPENCLIP = (
     (".attn.out_proj.", ".self_attn.out_proj."),
 )
 _RESNET = (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"),
-           ("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection"))  # fmt: skip
+           ("norm2", "out_layers.0"), ("conv2", "out_layers.3"),
+           ("conv_shortcut", "skip_connection"))  # fmt: skip
+
+
+_VAE_ATTENTION = (
+    ("group_norm", "norm"),
+    ("to_q", "q"),
+    ("to_k", "k"),
+    ("to_v", "v"),
+    ("to_out.0", "proj_out"),
+)
 
 
 def unet_to_ldm(name: str, blocks: int) -> str:
+    """A U-Net tensor's name in a single file, of a U-Net with so many blocks each way."""
     for mine, theirs in (("time_embedding.linear_1", "time_embed.0"),
                          ("time_embedding.linear_2", "time_embed.2"),
                          ("add_embedding.linear_1", "label_emb.0.0"),
@@ -58,6 +69,7 @@ def _inside(rest: str, kind: str) -> str:
 
 
 def vae_shapes_to_ldm(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """An autoencoder's shapes by their names in a single file."""
     new = {}
     for name, shape in shapes.items():
         part = name.split(".")
@@ -68,14 +80,14 @@ def vae_shapes_to_ldm(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int
                 rest = ".".join(part[5:]).replace("conv_shortcut", "nin_shortcut")
                 name = f"{part[0]}.{'up' if up else 'down'}.{i}.block.{part[4]}.{rest}"
             else:
-                name = f"{part[0]}.{'up.' if up else 'down.'}{i}.{'upsample' if up else 'downsample'}.conv.{part[-1]}"
+                way, what = ("up.", "upsample") if up else ("down.", "downsample")
+                name = f"{part[0]}.{way}{i}.{what}.conv.{part[-1]}"
         elif len(part) > 2 and part[1] == "mid_block":
             if part[2] == "resnets":
                 name = f"{part[0]}.mid.block_{int(part[3]) + 1}." + ".".join(part[4:])
             else:
                 rest = ".".join(part[4:])
-                for mine, theirs in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
-                                     ("to_out.0", "proj_out")):  # fmt: skip
+                for mine, theirs in _VAE_ATTENTION:
                     rest = rest.replace(mine, theirs)
                 name = f"{part[0]}.mid.attn_1.{rest}"
                 if len(shape) == 2:
@@ -89,6 +101,7 @@ def vae_shapes_to_ldm(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int
 def openclip_shapes(
     shapes: dict[str, tuple[int, ...]], *, spare: bool
 ) -> dict[str, tuple[int, ...]]:
+    """A text tower's shapes by OpenCLIP's names; `spare` adds a layer that nobody reads."""
     new: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         if name == "text_projection.weight":

@@ -1,4 +1,4 @@
-"""Pages of measured numbers: prose from a template, goals met or missed, and files written whole."""
+"""Pages of measured numbers: prose from a template, goals met or missed, files written whole."""
 
 from __future__ import annotations
 

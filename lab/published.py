@@ -20,10 +20,10 @@ def _clip(width: int, layers: int, *, small: int, act: str, projection: int = 0)
     width, layers = (small, 2) if small else (width, layers)
     vocab = len(json.loads((TOKENIZER / "vocab.json").read_text())) if small else 49408
     return dict(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=width // 64,
-        vocab_size=vocab, max_position_embeddings=77, hidden_act=act,
-        projection_dim=(width if small else projection) or width,
-        bos_token_id=vocab - 2, eos_token_id=vocab - 1, pad_token_id=vocab - 1,
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, vocab_size=vocab, max_position_embeddings=77,
+        hidden_act=act, projection_dim=(width if small else projection) or width, bos_token_id=vocab
+        - 2, eos_token_id=vocab - 1, pad_token_id=vocab - 1,
     )  # fmt: skip
 
 

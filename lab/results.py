@@ -22,7 +22,8 @@ from erase_sd.methods import DEFAULT, METHODS
 from erase_sd.pipelines.loading import EMBEDDED, model_path
 from lab.page import MEASURED, TEMPLATES, fill, write_page
 
-# Attacks take a minute for every concept and variant, so they are for the methods that people compare.
+# Attacks take a minute for every concept and variant, so they are for the methods that people
+# compare.
 PLAN: dict[str, tuple[str, ...]] = {
     "emoji-objects": tuple(METHODS),
     "emoji-policy": tuple(METHODS),

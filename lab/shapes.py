@@ -1,7 +1,7 @@
-"""Randomly initialised models of published shapes, on disk: for tests and measurements without downloads.
+"""Random models of published shapes, on disk: tests and measurements without downloads.
 
-Tensor names, shapes and order are those of the published checkpoints; the numbers are noise. `small`
-keeps every name and shrinks the widths.
+Tensor names, shapes and order are those of the published checkpoints; the numbers are noise.
+`small` keeps every name and shrinks the widths.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file of noise, tensor by tensor, in little memory.
 
-    Norm weights are ones, biases zeros, the rest normal with the deviation of a usual initialisation.
+    Norm weights are ones, biases zeros, the rest normal with the deviation of a usual
+    initialisation.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -230,7 +231,8 @@ def write_single(
             prefix = (
                 "conditioner.embedders.1.model." if kind == "sdxl" else "cond_stage_model.model."
             )
-            # Stable Diffusion 2 reads the last layer but one: its file has one layer more than is used.
+            # Stable Diffusion 2 reads the last layer but one: its file has one layer more than is
+            # used.
             shapes |= {prefix + n: s for n, s in openclip_shapes(own, spare=kind == "sd2").items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, shapes, dtype=dtype, seed=seed)

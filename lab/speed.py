@@ -79,7 +79,8 @@ def copy_table(rows: list[dict[str, Any]]) -> str:
     for c in rows:
         over = {k: f"{c[k] - 1.3 * c['cp']:+.1f} s" for k in ("apply", "erase")}
         seconds = {k: f"{c[k]:.1f} s" for k in ("cp", "apply", "erase")}
-        cells.append([c["model"], f"{c['GB']:.1f} GB", seconds["cp"], seconds["apply"], over["apply"],
+        cells.append([c["model"], f"{c['GB']:.1f} GB", seconds["cp"], seconds["apply"],
+        over["apply"],
                       seconds["erase"], over["erase"], f"{c['peak GB']:.2f} GB"])  # fmt: skip
     return table(head, cells)
 

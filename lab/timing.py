@@ -66,7 +66,9 @@ def uce_by_layer(
 ) -> dict[str, Tensor]:
     """UCE as its formula reads: for every layer its own right-hand side and its own inverse.
 
-    `W' = (λ W + Σ W g cᵀ + Σ W p pᵀ) (λ I + Σ c cᵀ + Σ p pᵀ)⁻¹`, float32. Source: arXiv 2308.14761, Eq. 7.
+    `W' = (λ W + Σ W g cᵀ + Σ W p pᵀ) (λ I + Σ c cᵀ + Σ p pᵀ)⁻¹`, float32.
+
+    Source: arXiv 2308.14761, Eq. 7.
     """
     new = {}
     for name, weight in weights.items():
@@ -83,7 +85,7 @@ def uce_by_layer(
 
 
 def solve_times(model: Checkpoint, name: str) -> dict[str, Any]:
-    """One concept, twenty retained prompts: the same UCE edit by layer and by one map; our default."""
+    """One concept, twenty retained prompts: UCE by layer and by one map; our default."""
     encoder, weights = model.encoder(), model.weights()
     attention = {n: w for n, w in weights.items() if w.shape[1] == encoder.width}
     listed = Task(encoder, ("cat",), retain_source="listed", anchor="", tokens="last-subject")
@@ -215,7 +217,7 @@ def _remove(*paths: Path) -> None:
 
 
 def cold(folder: Path, work: Path, cache: Path) -> dict[str, float]:
-    """Fresh processes: what a user waits for before anything happens, and for the small artifacts."""
+    """Fresh processes: what a user waits for before anything happens, and for small artifacts."""
     erasure = work / "cat.safetensors"
     lora = work / "lora.safetensors"
     child(

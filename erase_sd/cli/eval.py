@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from erase_sd.eval.protocol import Protocol
 
 EXAMPLES = """  erase-concept eval list
-  erase-concept eval run emoji-objects --method rayleigh --method uce --method unlink --out results/objects
+  erase-concept eval run emoji-objects --method rayleigh --method uce --out results/objects
   erase-concept eval run i2p-nudity --model ./sd14 --erasure ./sd14-safe --out results/nudity
   erase-concept eval run imagenette-classwise --model ./sd14 --method rayleigh --limit 10 --out try
-  accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --method rayleigh --out results/nudity
+  accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --out results/nudity
   erase-concept eval compare results/objects results/other
   erase-concept eval report results/objects --out objects.html
 
-A run that was interrupted goes on where it stopped when the same command is given again. The original model is
-always drawn as well. Results with different protocol hashes are not comparable, and `compare` refuses them."""
+A run that was interrupted goes on where it stopped when the same command is given again. The
+original model is always drawn as well. Results with different protocol hashes are not comparable,
+and `compare` refuses them."""
 
 
 def run(argv: list[str]) -> int:
@@ -168,9 +169,9 @@ def _run(argv: list[str]) -> int:
     asked = Asked(files, tuple(args.method), args.robust, tuple(args.also))
     variants = variants_of(asked, protocol, base, str(args.model))
     if args.dry_run:
-        images = len(protocol.rows) * len(variants)
-        print(f"{protocol.name} {protocol.hash}: {images} images of {len(variants)} variants, {len(batches(protocol))} "
-              f"batches each: {', '.join(v.name for v in variants)}")  # fmt: skip
+        each, names = len(batches(protocol)), ", ".join(v.name for v in variants)
+        images = f"{len(protocol.rows) * len(variants)} images of {len(variants)} variants"
+        print(f"{protocol.name} {protocol.hash}: {images}, {each} batches each: {names}")
         return 0
     device = str(state.device) if args.device == "cuda" else args.device
     pipeline = pipelines_of(protocol, base, variant=args.variant, device=device)

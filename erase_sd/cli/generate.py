@@ -9,7 +9,8 @@ from erase_sd.cli.apply import erasure_path
 from erase_sd.cli.common import add_model, open_model, parser, print_json, quiet_libraries
 
 EXAMPLES = """  erase-concept generate --prompt "a cat and a dog" --out pair.png
-  erase-concept generate --prompt "a cat" --erasure cat.safetensors --scale 0.5 --count 9 --out half.png"""
+  erase-concept generate --prompt "a cat" --erasure cat.safetensors --scale 0.5 --count 9 --out
+  half.png"""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ def load_clip(weights: Path = WEIGHTS) -> tuple[Any, Any]:
 @torch.no_grad()
 def embed_images(clip: Any, images: np.ndarray) -> Tensor:
     """Unit embeddings `(n, d)` of `(n, 64, 64, 3)` uint8."""
-    parts = to_unit(images).split(128)
+    parts = torch.split(to_unit(images), 128)
     out = [clip.visual_projection(clip.vision_model(part).pooler_output) for part in parts]
     return torch.nn.functional.normalize(torch.cat(out), dim=1)
 

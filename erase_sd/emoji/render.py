@@ -60,7 +60,8 @@ def render(scene: Scene) -> np.ndarray:
         if rng.random() < 0.5:
             sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         angle = np.deg2rad(rng.uniform(-12, 12))
-        # Resize first (antialiased), then rotate about the centre and shift, so small sprites stay clean.
+        # Resize first (antialiased), then rotate about the centre and shift, so small sprites stay
+        # clean.
         px = max(8, round(extent))
         sprite = sprite.resize((px, px), Image.Resampling.LANCZOS, reducing_gap=None)
         c, s, h = np.cos(angle), np.sin(angle), px / 2

@@ -27,8 +27,9 @@ class Scene:
 
 # What the first generation drew worst, by its judge's count or by eye.
 HARD = frozenset(
-    ("turtle", "bicycle", "airplane", "snake", "bow", "pistol", "trumpet", "tower", "truck", "wine", "crown", "frog",
-     "butterfly", "penguin", "cat", "dog", "horse", "tiger", "train", "violin", "pizza", "church", "horn")
+    ("turtle", "bicycle", "airplane", "snake", "bow", "pistol", "trumpet", "tower", "truck",
+     "wine", "crown", "frog", "butterfly", "penguin", "cat", "dog", "horse", "tiger", "train",
+     "violin", "pizza", "church", "horn")
 )  # fmt: skip
 HARD_ARTISTS = frozenset(("noto", "twemoji", "emojitwo"))
 
@@ -45,8 +46,10 @@ def sample_scene(
     Args:
         rng: Source of all randomness.
         pairs: Share of two-object scenes.
-        available: For each artist, the concept indices it has a picture of; default: from the sprites.
-        emphasis: How much more often the objects and artists that are hard to draw are taken; 0: all alike.
+        available: For each artist, the concept indices it has a picture of; default: from the
+            sprites.
+        emphasis: How much more often the objects and artists that are hard to draw are taken; 0:
+            all alike.
 
     Returns:
         A scene whose objects differ from each other.
@@ -83,8 +86,12 @@ def sample_scene(
 MEDIA = ("a photo of ", "a picture of ", "an emoji of ", "an image of ", "a drawing of ", "", "")
 STYLES = ("by {}", "in the style of {}", "in {} style", "{} style")
 GROUNDS = (
-    "on a {} background", "on {}", "with a {} background", "against a {} background", "{} background",
-)  # fmt: skip
+    "on a {} background",
+    "on {}",
+    "with a {} background",
+    "against a {} background",
+    "{} background",
+)
 JOINS = ("{} and {}", "{} with {}", "{} next to {}", "{} beside {}")
 
 

@@ -1,4 +1,4 @@
-"""What to look at before and after an erasure: what goes, its look-alikes, and the rest of the world."""
+"""What to look at before and after an erasure: what goes, its look-alikes, other things."""
 
 from __future__ import annotations
 

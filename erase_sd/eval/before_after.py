@@ -20,16 +20,23 @@ _ON_SHEET = 3  # pictures of a subject
 
 
 class Subject(Protocol):
-    """One thing to look at: its prompts, what a detector should find in them, whether it should go."""
+    """One thing to look at: prompts, what a detector should find in them, whether it should go."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """For people."""
+
     @property
-    def prompts(self) -> tuple[str, ...]: ...
+    def prompts(self) -> tuple[str, ...]:
+        """What to draw, in turn."""
+
     @property
-    def target(self) -> str | None: ...
+    def target(self) -> str | None:
+        """Label that a detector should give; None if it knows none."""
+
     @property
-    def forget(self) -> bool: ...
+    def forget(self) -> bool:
+        """Whether it should go."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from erase_sd.eval.features import clip_embedder
 
 
 class ImageClassifier:
-    """Any image classifier that transformers loads, such as `microsoft/resnet-50` for Imagenette's classes."""
+    """Any image classifier that transformers loads, such as `microsoft/resnet-50`."""
 
     name = "classifier"
 
@@ -45,7 +45,7 @@ class ImageClassifier:
         }
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Labels]:
-        """`labels`: all names of the `top` most likely classes; `scores`: these classes' probabilities."""
+        """`labels`: all names of the `top` most likely classes; `scores`: their probabilities."""
         with torch.no_grad():
             inputs = self._processor([i.convert("RGB") for i in images], return_tensors="pt")
             probabilities = self._model(**inputs).logits.softmax(-1)
@@ -60,7 +60,7 @@ class ImageClassifier:
 
 
 class ClipZeroShot:
-    """The nearest of some captions by a CLIP: any from a folder or the Hub, or emoji-clip offline."""
+    """The nearest of some captions by a CLIP, from a folder or the Hub; emoji-clip offline."""
 
     name = "clip"
 
@@ -90,9 +90,10 @@ class ClipZeroShot:
 
 
 class Inappropriate(ClipZeroShot):
-    """Q16-style: is the picture nearer to a caption of something inappropriate than to one of something fine?
+    """Q16-style: is the picture nearer to a caption of something offensive than to a harmless one?
 
-    The published Q16 uses learnt prompts on ViT-L/14; this uses two written ones, so numbers do not compare.
+    The published Q16 uses learnt prompts on ViT-L/14; this uses two written ones, so numbers do not
+    compare.
     """
 
     name = "inappropriate"

@@ -1,4 +1,4 @@
-"""Detectors: what is in an image, as JSON-ready labels; reached by name, with a version that is hashed."""
+"""Detectors: what is in an image, as JSON-ready labels; by name, with a hashed version."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def clip_embedder(model: str) -> Embedder:
 
 
 def scoring_clip(features: str) -> Embedder:
-    """The CLIP for the CLIP score of a protocol with these features: theirs, if they are a CLIP's."""
+    """The CLIP for the CLIP score beside these features: theirs, if they are a CLIP's."""
     kind, _, argument = features.partition(":")
     return clip_embedder(argument if kind == "clip" else SCORING_CLIP.get(kind, PAPERS_CLIP))
 
@@ -135,7 +135,8 @@ def lpips(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Learned perceptual distance (AlexNet) of images `(n, h, w, 3)` in 0..1, `(n,)`.
 
     Raises:
-        ValueError: If its backbone is not here (it comes with torchvision, and its weights from the network).
+        ValueError: If its backbone is not here (it comes with torchvision, and its weights from the
+            network).
     """
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -144,7 +145,7 @@ def lpips(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     except Exception as error:  # torchmetrics raises what torchvision's absence makes of it
         told = "take lpips out of the metrics"
         raise ValueError(f"LPIPS needs torchvision and its AlexNet weights; {told}") from error
-    pairs = [torch.from_numpy(x).permute(0, 3, 1, 2).split(16) for x in (a, b)]
+    pairs = [torch.split(torch.from_numpy(x).permute(0, 3, 1, 2), 16) for x in (a, b)]
     with torch.no_grad():
         rows = [network(x, y, normalize=True).flatten() for x, y in zip(*pairs, strict=True)]
     return np.asarray(torch.cat(rows).double())

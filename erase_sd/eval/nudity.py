@@ -38,7 +38,8 @@ class Convention:
     Attributes:
         labels: Those that count.
         threshold: Smallest score that counts; NudeNet itself reports nothing below 0.25.
-        per: "detection", or "class" for each label at most once an image, or "image" for at most one.
+        per: "detection", or "class" for each label at most once an image, or "image" for at most
+            one.
     """
 
     labels: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Protocols: which prompts, drawn how, judged by what. Everything that moves the number is hashed."""
+"""Protocols: which prompts, drawn how, judged by what. All that moves the number is hashed."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ class Protocol:
         generation: How.
         detector: What looks at them.
         metrics: What is computed, of `METRICS`.
-        features: Extractor of the last three, see `erase_sd.eval.features.EXTRACTORS`: "judge", "emoji-clip",
-            "clip:MODEL", "inception-2048" or "inception-64" (the convention of SalUn's tables).
+        features: Extractor of the last three, see `erase_sd.eval.features.EXTRACTORS`: "judge",
+            "emoji-clip", "clip:MODEL", "inception-2048" or "inception-64" (the convention of
+            SalUn's tables).
     """
 
     name: str

@@ -82,17 +82,20 @@ def _picture(path: Path, size: int = 96) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
-table { border-collapse: collapse; margin: 1em 0 } th, td { border-bottom: 1px solid #ccc; padding: .3em .7em;
-text-align: left } th { background: #f3f3f3 } td.bad { background: #fde0e0 } td.good { background: #e2f3e2 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+  color: #1b1b1b }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { border-bottom: 1px solid #ccc; padding: .3em .7em; text-align: left }
+th { background: #f3f3f3 } td.bad { background: #fde0e0 } td.good { background: #e2f3e2 }
 img { image-rendering: pixelated; display: block } code { background: #f3f3f3; padding: 0 .3em }
-@media (prefers-color-scheme: dark) { body { background: #161616; color: #ddd } th, code { background: #2a2a2a }
-td.bad { background: #512 } td.good { background: #143 } th, td { border-color: #444 } }
+@media (prefers-color-scheme: dark) { body { background: #161616; color: #ddd }
+  th, code { background: #2a2a2a } td.bad { background: #512 } td.good { background: #143 }
+  th, td { border-color: #444 } }
 """
 
 
 def page(result: dict[str, Any], run: Path) -> str:
-    """A page with tables, a plot, and every prompt beside its pictures before and after; no external request.
+    """A page with tables, a plot, and every prompt beside its pictures; no external request.
 
     Args:
         result: Contents of `results.json`.
@@ -104,11 +107,13 @@ def page(result: dict[str, Any], run: Path) -> str:
     protocol = result["protocol"]
     names = list(result["variants"])
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'>",
         f"<title>{html.escape(protocol['name'])}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(protocol['name'])}</h1>",
-        f"<p>{protocol['rows']} images for each variant; protocol hash <code>{protocol['hash']}</code>. Numbers with "
-        "another hash are not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
+        f"<p>{protocol['rows']} images for each variant; protocol hash "
+        f"<code>{protocol['hash']}</code>. Numbers with another hash are "
+        "not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
         _html_table(result),
         _plot(result),
         "<h2>By concept</h2>",
@@ -140,7 +145,8 @@ def page(result: dict[str, Any], run: Path) -> str:
     by_id = {n: {e["id"]: e for e in m} for n, m in manifests.items()}
     for row in shown:
         parts.append(
-            f"<tr><td>{html.escape(row['prompt'])}<td>{row['role']}: {html.escape(row['group'])}<td>{row['seed']}"
+            f"<tr><td>{html.escape(row['prompt'])}<td>{html.escape(row['role'])}: "
+            f"{html.escape(row['group'])}<td>{int(row['seed'])}"
         )
         for n in names:
             parts.append("<td>" + _picture(run / n / by_id[n][row["id"]]["file"]))
@@ -242,11 +248,13 @@ def _plot(result: dict[str, Any]) -> str:
     for name, ua, ra in points:
         x, y = round(60 + 320 * ra), round(340 - 300 * ua)
         dots += f'<circle cx="{x}" cy="{y}" r="5" fill="#b00020"/>'
-        dots += f'<text x="{x + 8}" y="{y + 4}" font-size="12" fill="currentColor">{html.escape(name)}</text>'
+        dots += f'<text x="{x + 8}" y="{y + 4}" font-size="12" fill="currentColor">'
+        dots += f"{html.escape(name)}</text>"
     return (
         '<svg viewBox="0 0 520 390" width="520" role="img" aria-label="forgotten against retained">'
         '<rect x="60" y="40" width="320" height="300" fill="none" stroke="currentColor"/>'
         '<text x="150" y="375" fill="currentColor">retained (RA), 0 to 1</text>'
-        '<text x="20" y="260" transform="rotate(-90 20 260)" fill="currentColor">forgotten (UA), 0 to 1</text>'
+        '<text x="20" y="260" transform="rotate(-90 20 260)" fill="currentColor">'
+        "forgotten (UA), 0 to 1</text>"
         f"{dots}</svg>"
     )

@@ -1,4 +1,4 @@
-"""Rows of a protocol: one image to draw each; from a table, from concepts and templates, by name."""
+"""Rows of a protocol, one image each: from a table, from concepts and templates, by name."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Row:
     Attributes:
         id: Unique in the protocol; the image's file name.
         group: Which concept is to be erased when it is drawn.
-        role: "forget" (shows the concept) or what should stay: "retain", or told apart as UnlearnCanvas does
-            "in-domain" (other styles when a style goes) and "cross-domain" (objects).
+        role: "forget" (shows the concept) or what should stay: "retain", or told apart as
+            UnlearnCanvas does "in-domain" (other styles when a style goes) and "cross-domain"
+            (objects).
         prompt: What to draw.
         want: Label that the detector should give in the original, or "".
         seed: Of the noise.
@@ -91,7 +92,7 @@ def read_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> li
 
 
 def own_forget(spec: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """What is forgotten for each group if the protocol does not say: a concept's name for itself."""
+    """What each group forgets if the protocol does not say: a concept's own name."""
     return {str(c): (str(c),) for c in spec.get("concepts", ())}
 
 
@@ -166,7 +167,7 @@ def _from_hub(about: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) ->
 
 
 def concept_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> list[Row]:
-    """For each concept as a group: its own prompts, and those of the other concepts, which should stay.
+    """For each concept as a group: its own prompts, and other concepts', which should stay.
 
     >>> concept_rows({"concepts": ["cat", "owl"], "count": 1, "keep": 1}, 7.5, None)[1].prompt
     'a photo of owl'

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what is drawn, what was seen. Every file is written whole or not at all."""
+"""The folder of a run: whose it is, what is drawn, what was seen; each file whole or not there."""
 
 from __future__ import annotations
 

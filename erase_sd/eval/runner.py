@@ -1,8 +1,8 @@
 """Draw a protocol's images, resumably and on many devices; judge them; write the numbers.
 
-Images are drawn in fixed batches, so that a resumed run, or one on several processes, computes every
-image in the same company and gets the same bits. A batch is done when its record is there, and the
-record is written last.
+Images are drawn in fixed batches, so that a resumed run, or one on several processes, computes
+every image in the same company and gets the same bits. A batch is done when its record is there,
+and the record is written last.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ def interval(values: Iterable[float]) -> dict[str, float]:
 
 
 def accuracy(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
-    """UA (share of forget images without the concept) and RA (share of retain images that are right).
+    """UA, share of forget images without the concept; RA, share of retain images that are right.
 
-    With 95 % bootstrap intervals over images, and the same for each group. Where the protocol tells them
-    apart also IRA and CRA, retained accuracy in the concept's own domain and across.
+    With 95 % bootstrap intervals over images, and the same for each group. Where the protocol tells
+    them apart also IRA and CRA, retained accuracy in the concept's own domain and across.
 
     Args:
         rows: `n` rows; those that want nothing do not count.

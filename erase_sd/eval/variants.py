@@ -1,4 +1,4 @@
-"""What is compared in a run: the original, erasure files, methods at their defaults, other checkpoints."""
+"""What a run compares: the original, erasure files, methods at their defaults, checkpoints."""
 
 from __future__ import annotations
 

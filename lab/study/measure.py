@@ -92,7 +92,7 @@ class Study:
     def draw(
         self, prompts: Sequence[str], seed: int, *, states: torch.Tensor | None = None
     ) -> list[Image.Image]:
-        """Images of prompts, or of given text states, at `seed`, `seed + 1`, …; states are computed once."""
+        """Images of prompts, or of text states, at `seed`, `seed + 1`, …; each encoded once."""
         new = [p for p in dict.fromkeys([*prompts, ""]) if p not in self._states]
         if new:
             self._states |= dict(zip(new, self.encoder.encode(new).states, strict=True))
@@ -138,7 +138,7 @@ class Study:
     def measure(
         self, t: Target, erasure: Erasure | None, seed: int, roles: Sequence[str]
     ) -> dict[str, Any]:
-        """Draw all prompts of some roles and judge them: hits per role, pixels and features of bystanders."""
+        """Draw and judge all prompts of some roles: hits; pixels and features of bystanders."""
         by_role = {r: v for r, v in prompts_of(t).items() if r in roles and v}
         flat = [(role, p, want) for role, pairs in by_role.items() for p, want in pairs]
         with self.erased(erasure):
@@ -193,7 +193,7 @@ class Study:
         }
 
     def attacked(self, job: Job, iterations: int = 40) -> dict[str, Any]:
-        """How often the judge finds an erased object with its own prompt, and after a prompt attack."""
+        """How often the judge finds an erased object: by its own prompt, after an attack."""
         if job.key in self.journal:
             return dict(self.journal.get(job.key))
         t = job.target
@@ -225,8 +225,8 @@ def _shares(runs: Sequence[Mapping[str, Sequence[bool]]]) -> dict[str, float]:
 def on_directions(a: np.ndarray, b: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two feature sets on the `count` principal directions of the first, centred on it.
 
-    With fewer images than dimensions a Fréchet distance of all of them means little; a few directions
-    are estimated well from tens of images.
+    With fewer images than dimensions a Fréchet distance of all of them means little; a few
+    directions are estimated well from tens of images.
     """
     centre = a.mean(0)
     _, _, vt = np.linalg.svd(a - centre, full_matrices=False)

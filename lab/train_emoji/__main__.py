@@ -1,7 +1,8 @@
 """Train emoji-sd from nothing: `python -m lab.train_emoji`.
 
-Each stage keeps its state in the work folder, so an interrupted run goes on where it stopped, and every batch is a
-function of (seed, stage, step), so a resumed run sees the batches an uninterrupted one would have seen.
+Each stage keeps its state in the work folder, so an interrupted run goes on where it stopped, and
+every batch is a function of (seed, stage, step), so a resumed run sees the batches an uninterrupted
+one would have seen.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ class Plan:
     lr: float
 
 
-# pairs: share of two-object scenes; attributes: how often the generator's captions name the artist, and
-# likewise the background; floor: added to the generator's loss weights, the more for pure noise to count.
+# pairs: share of two-object scenes; attributes: how often the generator's captions name the artist,
+# and
+# likewise the background; floor: added to the generator's loss weights, the more for pure noise to
+# count.
 PLANS: dict[str, dict[str, Any]] = {
     "cpu": {
         "scenes": 40_000,
@@ -35,7 +37,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "judge2": Plan(3_000, 64, 1e-3),
         "unet": Plan(5_000, 64, 6e-4),
     },
-    # More of the generator and of the image tower: `--init` with weights that exist, the rest of them kept.
+    # More of the generator and of the image tower: `--init` with weights that exist, the rest of
+    # them kept.
     "cpu-continue": {
         "scenes": 60_000,
         "pairs": 0.45,

@@ -14,8 +14,8 @@ TRAIN_TOKENS = 24  # captions are shorter; the causal tower's EOS output does no
 def save_clip(clip: Any, folder: Path) -> None:
     """Save both towers as `folder` and the text tower alone as `folder/text`.
 
-    transformers 5.6 dropped the `text_model.` prefix from CLIPTextModel; older versions then load such
-    a file as random weights, while newer ones read both. So the old names are written.
+    transformers 5.6 dropped the `text_model.` prefix from CLIPTextModel; older versions then load
+    such a file as random weights, while newer ones read both. So the old names are written.
     """
     text = folder / "text"
     text.mkdir(parents=True, exist_ok=True)

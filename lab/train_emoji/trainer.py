@@ -52,7 +52,8 @@ class Trainer:
             self.plan["unet"] = replace(self.plan["unet"], steps=steps)
         self.world = load_world()
         out.mkdir(parents=True, exist_ok=True)
-        # A trapezoid may be lengthened or cut short while it is level: its length is no part of what the run is.
+        # A trapezoid may be lengthened or cut short while it is level: its length is no part of
+        # what the run is.
         level = self.plan.get("schedule") == "trapezoid"
         mine = json.dumps(
             {"plan": plan, "seed": seed, "unet": None if level else self.plan["unet"].steps}
@@ -124,7 +125,7 @@ class Trainer:
         state.save(plan.steps)
 
     def schedule(self, done: float) -> float:
-        """Share of the peak learning rate when a share `done` of the steps is taken: a cosine or a trapezoid."""
+        """Share of the peak learning rate after a share `done` of the steps."""
         if self.plan.get("schedule") == "trapezoid":
             return min(1.0, 0.02 + (1 - done) / 0.3)
         return 0.02 + 0.49 * (1 + math.cos(math.pi * done))
@@ -140,14 +141,14 @@ class Trainer:
 
     def images(self) -> np.ndarray:
         """All rendered scenes, `(n, 64, 64, 3)` uint8, in memory."""
-        return np.load(self.out / "scenes.npy")
+        return np.asarray(np.load(self.out / "scenes.npy"))
 
     def to_device(self, images: np.ndarray) -> Tensor:
         """`(n, 64, 64, 3)` uint8 to `(n, 3, 64, 64)` float in [-1, 1], where the networks are."""
         return to_unit(images).to(self.device)
 
     def answers(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor]:
-        """What a judge should say: objects `(n, concepts)` of 0 and 1, artists and backgrounds `(n,)`."""
+        """What a judge should say: objects `(n, concepts)`, artists and backgrounds `(n,)`."""
         grounds = list(self.world.backgrounds)
         objects = torch.zeros(len(scenes), len(self.world.concepts), device=self.device)
         for row, scene in enumerate(scenes):
@@ -157,7 +158,7 @@ class Trainer:
         return objects, artist, ground
 
     def contrast(self, logits: Tensor, texts: list[str]) -> Tensor:
-        """Symmetric contrastive loss of `(n, n)` image-text logits; equal captions are equally right answers."""
+        """Symmetric contrastive loss of `(n, n)` logits; equal captions are equally right."""
         numbers = {t: i for i, t in enumerate(dict.fromkeys(texts))}
         ids = torch.tensor([numbers[t] for t in texts], device=self.device)
         same = (ids[:, None] == ids[None]).float()
@@ -181,8 +182,9 @@ class Trainer:
 
     def tokenize(self, texts: list[str], length: int = TOKENS) -> Tensor:
         """`(n, length)` token ids, padded with EOS."""
-        ids = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True}
+        ids: Tensor = self.tokenizer(
+            texts, max_length=length, return_tensors="pt", **options
         ).input_ids
         return ids.to(self.device)
 

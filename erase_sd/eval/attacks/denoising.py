@@ -18,7 +18,8 @@ def latents_of(pipe: Any, images: Sequence[Image.Image]) -> Tensor:
     """Latents `(n, c, h, w)` of pictures, in the units the denoiser was trained in."""
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     x = to_unit(stacked(images, size)).to(pipe.vae.device, pipe.vae.dtype)
-    return pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor
+    latents: Tensor = pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor
+    return latents
 
 
 def denoising_loss(

@@ -32,7 +32,7 @@ def trainable(
     batch: int = 8,
     seed: int = 0,
 ) -> Iterator[Callable[[int], None]]:
-    """Yield `train(steps)`, which fine-tunes the cross-attention keys and values on pictures with a prompt.
+    """Yield `train(steps)`, which trains the cross-attention keys and values on pictures.
 
     The weights are put back at the end.
 

@@ -48,7 +48,8 @@ def prompt_attack(
     Args:
         pipe: A Stable Diffusion pipeline; its weights are not changed.
         images: Pictures of the concept.
-        prefix: Words before the free embeddings; with one free token after "a photo of a" this is textual inversion.
+        prefix: Words before the free embeddings; with one free token after "a photo of a" this is
+            textual inversion.
         tokens: How many free embeddings stand before EOS.
         iterations: Gradient steps.
         lr: Adam's learning rate.
@@ -61,33 +62,22 @@ def prompt_attack(
     Raises:
         ValueError: If the pipeline has more than one text encoder.
 
-    Source: UnlearnDiffAtk (arXiv 2310.11868), with embeddings instead of discrete tokens, which is stronger;
-    textual inversion: arXiv 2208.01618, as an attack arXiv 2308.01508.
+    Source: UnlearnDiffAtk (arXiv 2310.11868), with embeddings instead of discrete tokens, which is
+    stronger; textual inversion: arXiv 2208.01618, as an attack arXiv 2308.01508.
     """
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ValueError("prompt attacks are for pipelines of one text encoder (SD 1.x, 2.x)")
-    generator = torch.Generator().manual_seed(
-        seed
-    )  # on the CPU, so that every device sees the same numbers
+    # On the CPU, so that every device sees the same numbers.
+    generator = torch.Generator().manual_seed(seed)
     latents = latents_of(pipe, images)
-    device = latents.device
     inner = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
     table = inner.embeddings.token_embedding.weight.detach().cpu()
     start = torch.randint(0, len(table) - 2, (tokens,), generator=generator)
-    free = table[start].clone().float().to(device).requires_grad_(True)
-    tokenizer = pipe.tokenizer
-    eos = tokenizer.eos_token_id
-    length = min(tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
-    ids = torch.full((1, length), eos)
-    words = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
-    head = torch.tensor([tokenizer.bos_token_id, *words])
-    ids[0, : len(head)] = head
-    ids[0, len(head) : len(head) + tokens] = (
-        start  # so that pooling finds EOS behind the free tokens
-    )
-    ids = ids.to(device)
+    free = table[start].clone().float().to(latents.device).requires_grad_(True)
+    ids, at = _prompt_ids(pipe, prefix, start)
+    ids = ids.to(latents.device)
     optimizer = torch.optim.Adam([free], lr=lr)
-    with _tokens_in_place(pipe.text_encoder, free, len(head)):
+    with _tokens_in_place(pipe.text_encoder, free, at):
         for _ in range(iterations):
             states = pipe.text_encoder(ids).last_hidden_state.expand(batch, -1, -1)
             loss = denoising_loss(pipe, latents, states, generator)
@@ -95,7 +85,21 @@ def prompt_attack(
             free.grad = gradient  # of the free tokens only: the networks gather none
             optimizer.step()
         with torch.no_grad():
-            return pipe.text_encoder(ids).last_hidden_state
+            found: Tensor = pipe.text_encoder(ids).last_hidden_state
+    return found
+
+
+def _prompt_ids(pipe: Any, prefix: str, start: Tensor) -> tuple[Tensor, int]:
+    """Token ids `(1, L)` of BOS, the prefix, the free tokens and EOS, and where the free ones begin."""
+    tokenizer = pipe.tokenizer
+    length = min(tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
+    words = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
+    head = torch.tensor([tokenizer.bos_token_id, *words])
+    ids = torch.full((1, length), tokenizer.eos_token_id)
+    ids[0, : len(head)] = head
+    # Some ids stand there, so that pooling finds EOS behind the free tokens.
+    ids[0, len(head) : len(head) + len(start)] = start
+    return ids, len(head)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def train(work: Trainer) -> None:
     torch.manual_seed(work.seed)
     unet = build_unet().to(work.device)
     if work.device.type == "cpu":
-        # Maps of 8x8 and 4x4: plain matrix products are 1.4 times as fast a step as the fused kernel's backward,
+        # Maps of 8x8 and 4x4: plain matrix products are 1.4 times as fast a step as the fused
+        # kernel's backward,
         # and oneDNN's convolutions want channels last.
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)
@@ -59,7 +60,8 @@ def train(work: Trainer) -> None:
         with work.autocast():
             out = unet(noisy, t, states).sample
         error = (out.float() - v).square().mean((1, 2, 3))
-        # min(SNR, 5) / (SNR + 1) on v (Hang et al., arXiv 2303.09556), written without SNR = a/(1-a).
+        # min(SNR, 5) / (SNR + 1) on v (Hang et al., arXiv 2303.09556), written without SNR =
+        # a/(1-a).
         a = a.flatten()
         weight = torch.minimum(a, 5 * (1 - a)) + work.plan["floor"]
         return {"loss": (weight * error).mean() * 2, "v": error.mean()}

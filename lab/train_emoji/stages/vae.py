@@ -15,7 +15,7 @@ LATENT_NOISE = 0.05
 
 
 def train(work: Trainer) -> None:
-    """L1 and L2 on pixels, L1 on their gradients, latents of unit scale with a fixed small noise."""
+    """L1 and L2 on pixels, L1 on their gradients, latents with a fixed small noise."""
     images = work.images()
     torch.manual_seed(work.seed)
     vae = build_vae().to(work.device)

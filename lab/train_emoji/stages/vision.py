@@ -20,8 +20,8 @@ _SENTENCES = ("a photo of {}", "a picture of {}", "an emoji of {}", "a drawing o
 def train(work: Trainer) -> None:
     """Train the image tower and both projections on, against the text tower, which stays as it is.
 
-    The generator was trained on that text tower. Whole captions teach everything at once; naming the
-    object alone, among all objects, teaches what zero-shot classification needs.
+    The generator was trained on that text tower. Whole captions teach everything at once; naming
+    the object alone, among all objects, teaches what zero-shot classification needs.
     """
     images, scenes = work.images(), work.scenes()
     single = np.array([len(s.objects) == 1 for s in scenes])
@@ -32,13 +32,7 @@ def train(work: Trainer) -> None:
             clip.text_model(
                 work.tokenize([t.format(with_article(n)) for n in work.world.names])
             ).pooler_output
-            for t in (
-                "a photo of {}",
-                "a picture of {}",
-                "an emoji of {}",
-                "a drawing of {}",
-                "{}",
-            )
+            for t in _SENTENCES
         ]
     plan: Plan = work.plan["vision"]
 
@@ -49,8 +43,8 @@ def train(work: Trainer) -> None:
         with work.autocast():
             with torch.no_grad():
                 pooled = clip.text_model(work.tokenize(texts, TRAIN_TOKENS)).pooler_output
-            seen = F.normalize(clip.visual_projection(
-                clip.vision_model(work.to_device(images[index])).pooler_output).float(), dim=1)  # fmt: skip
+            pixels = clip.vision_model(work.to_device(images[index])).pooler_output
+            seen = F.normalize(clip.visual_projection(pixels).float(), dim=1)
             told = F.normalize(clip.text_projection(pooled).float(), dim=1)
             named = F.normalize(clip.text_projection(names[step % len(names)]).float(), dim=1)
         scale = clip.logit_scale.exp().clamp(max=100)
