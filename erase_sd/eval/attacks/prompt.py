@@ -90,7 +90,7 @@ def prompt_attack(
 
 
 def _prompt_ids(pipe: Any, prefix: str, start: Tensor) -> tuple[Tensor, int]:
-    """Token ids `(1, L)` of BOS, the prefix, the free tokens and EOS, and where the free ones begin."""
+    """Ids `(1, L)` of BOS, prefix, free tokens and EOS, and where the free ones begin."""
     tokenizer = pipe.tokenizer
     length = min(tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
     words = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
