@@ -122,41 +122,47 @@ def page(result: dict[str, Any], run: Path) -> str:
         _certificates(result),
         "<h2>Every prompt</h2>",
     ]
+    parts += _every_prompt(names, run)
+    how = html.escape(json.dumps(protocol, indent=1))
+    parts.append(f"<h2>How</h2><pre>{how}</pre>")
+    for name in names:
+        about = json.dumps(result["variants"][name]["about"], indent=1)
+        parts.append(f"<h3>{html.escape(name)}</h3><pre>{html.escape(about)}</pre>")
+    return "\n".join(parts) + "</html>\n"
+
+
+def _manifests(names: Sequence[str], run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every variant's images, from what the run wrote."""
     manifests = {}
     for name in names:
         path = run / name / "manifest.jsonl"
         if not path.is_file():
             raise ValueError(f"{path} is missing: the report needs the run's images")
-        manifests[name] = [
-            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
-        ]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        manifests[name] = [json.loads(line) for line in lines]
         for entry in manifests[
             name
         ]:  # a foreign manifest must not show other files of this machine
             if not (run / name / entry["file"]).resolve().is_relative_to((run / name).resolve()):
                 raise ValueError(f"{path} names {entry['file']}, which is not in the run's folder")
-    rows = manifests[names[0]]
+    return manifests
+
+
+def _every_prompt(names: Sequence[str], run: Path) -> list[str]:
+    """Every prompt beside its pictures; of many an even choice."""
+    manifests = _manifests(names, run)
+    rows, parts = manifests[names[0]], []
     shown = rows if len(rows) <= _SHOWN else rows[:: -(-len(rows) // _SHOWN)]
     if len(shown) < len(rows):
         parts.append(f"<p>{len(shown)} of {len(rows)}, evenly spread; the manifests list all.</p>")
-    parts.append(
-        "<table><tr><th>prompt<th>role<th>seed" + "".join(f"<th>{html.escape(n)}" for n in names)
-    )
+    head = "".join(f"<th>{html.escape(n)}" for n in names)
+    parts.append(f"<table><tr><th>prompt<th>role<th>seed{head}")
     by_id = {n: {e["id"]: e for e in m} for n, m in manifests.items()}
     for row in shown:
-        parts.append(
-            f"<tr><td>{html.escape(row['prompt'])}<td>{html.escape(row['role'])}: "
-            f"{html.escape(row['group'])}<td>{int(row['seed'])}"
-        )
-        for n in names:
-            parts.append("<td>" + _picture(run / n / by_id[n][row["id"]]["file"]))
-    parts.append(
-        "</table><h2>How</h2><pre>" + html.escape(json.dumps(protocol, indent=1)) + "</pre>"
-    )
-    for name in names:
-        about = json.dumps(result["variants"][name]["about"], indent=1)
-        parts.append(f"<h3>{html.escape(name)}</h3><pre>{html.escape(about)}</pre>")
-    return "\n".join(parts) + "</html>\n"
+        told = [row["prompt"], f"{row['role']}: {row['group']}", str(row["seed"])]
+        parts.append("<tr>" + "".join(f"<td>{html.escape(t)}" for t in told))
+        parts += ["<td>" + _picture(run / n / by_id[n][row["id"]]["file"]) for n in names]
+    return [*parts, "</table>"]
 
 
 def _html_table(result: dict[str, Any]) -> str:

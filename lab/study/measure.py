@@ -48,6 +48,7 @@ class Job:
         setting: Options that differ from its defaults; None erases nothing.
         target: What is erased.
         count: Seeds, or for an attack images.
+        steps: Denoising steps of every picture.
     """
 
     phase: Literal["tune", "tuned", "published", "attack"]
@@ -55,6 +56,7 @@ class Job:
     setting: Setting | None
     target: Target
     count: int
+    steps: int = STEPS
 
     @property
     def key(self) -> str:
@@ -65,7 +67,7 @@ class Job:
             defaults.pop(words, None)
         setting = None if self.setting is None else dict(self.setting)
         told = [self.phase, self.method, setting, defaults, NEAR, asdict(self.target)]
-        return json.dumps([*told, self.count, STEPS], sort_keys=True)
+        return json.dumps([*told, self.count, self.steps], sort_keys=True)
 
 
 class Study:
@@ -74,9 +76,11 @@ class Study:
     Args:
         work: Folder of the journal; another model is another journal.
         model: Folder of the model.
+        steps: Denoising steps of every picture.
     """
 
-    def __init__(self, work: Path, model: Path = EMOJI_SD) -> None:
+    def __init__(self, work: Path, model: Path = EMOJI_SD, *, steps: int = STEPS) -> None:
+        self.steps = steps
         self.pipe = load_pipeline(model)
         self.live = LiveErasure.of(self.pipe)
         self.weights = self.live.originals()
@@ -105,7 +109,7 @@ class Study:
             prompt_embeds=told,
             negative_prompt_embeds=torch.stack([self._states[""]] * len(prompts)),
             generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
-            num_inference_steps=STEPS,
+            num_inference_steps=self.steps,
             guidance_scale=GUIDANCE,
         ).images
         return list(images)
@@ -164,6 +168,7 @@ class Study:
 
     def score(self, job: Job, roles: Sequence[str]) -> dict[str, Any]:
         """Everything about one edit, from the journal if it is there."""
+        job = replace(job, steps=self.steps)
         if job.key in self.journal:
             return dict(self.journal.get(job.key))
         t = job.target
@@ -194,6 +199,7 @@ class Study:
 
     def attacked(self, job: Job, iterations: int = 40) -> dict[str, Any]:
         """How often the judge finds an erased object: by its own prompt, after an attack."""
+        job = replace(job, steps=self.steps)
         if job.key in self.journal:
             return dict(self.journal.get(job.key))
         t = job.target
