@@ -1,141 +1,114 @@
+"""Attacks: each does what its name says, and leaves the model as it was."""
+
 import numpy as np
 import pytest
-import scipy.linalg
+import torch
 from PIL import Image
 
-from erase_sd.emoji.world import load_world
-from erase_sd.eval.before_after import subjects_for
-from erase_sd.eval.sheet import Row, before_after_sheet, image_grid
-from erase_sd.eval.study import (
-    ARTISTS,
-    FAMILIES,
-    GRIDS,
-    OBJECTS,
-    TUNE_ARTISTS,
-    TUNE_FAMILIES,
-    TUNE_OBJECTS,
-    target,
-)  # fmt: skip
-from erase_sd.eval.study_report import attack_table, frechet, gates, summary
-from erase_sd.methods import METHODS
+from erase_sd._named import resolve
+from erase_sd.emoji.judge import judge
+from erase_sd.emoji.render import render
+from erase_sd.emoji.scenes import Scene
+from erase_sd.emoji.world import available_objects, load_world
+from erase_sd.eval.attacks import ATTACKS, attacked, parse
+from erase_sd.eval.attacks.denoising import denoising_loss, latents_of
+from erase_sd.eval.attacks.fine_tuning import fine_tuning
+from erase_sd.eval.attacks.prompt import prompt_attack
+from erase_sd.eval.attacks.ring_a_bell import concept_prompts
+from erase_sd.eval.attacks.target import Target, own_pictures
+from erase_sd.pipelines.live import LiveErasure
+from erase_sd.text import TextEncoder
 
 
-def test_frechet_agrees_with_scipy_and_is_zero_on_itself():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(80, 5)), rng.normal(1, 2, size=(60, 5))
-    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
-    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-    assert frechet(a, b) == pytest.approx(want)
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_the_study_tunes_every_method_on_concepts_it_does_not_test():
-    assert set(GRIDS) == set(METHODS)
-    assert not set(TUNE_OBJECTS) & set(OBJECTS) and not set(TUNE_ARTISTS) & set(ARTISTS)
-    assert not set(TUNE_FAMILIES) & set(FAMILIES)
-    tuned_families = {c.name for f in TUNE_FAMILIES for c in load_world().family(f)}
-    assert not tuned_families & set(OBJECTS)
-    assert len(OBJECTS) >= 12 and len(FAMILIES) == 2 and len(ARTISTS) == 2
-
-
-@pytest.mark.parametrize(
-    "kind,name", [("object", "cat"), ("family", "weapon"), ("family", "alcohol"), ("artist", "noto")]
-)
-def test_targets_keep_their_promises(kind, name):
-    t = target(kind, name)
-    assert t == target(kind, name)
-    assert not set(t.kept_out) & set(t.retain) and not set(t.neighbours) & set(t.retain)
-    assert set(t.kept_in) <= set(t.retain)
-    assert not set(t.probes) & set(t.forget) and not set(t.synonyms) & set(t.forget)
-    if kind == "family":
-        assert set(t.forget) == {c.name for c in load_world().family(name)}
-
-
-def test_summary_is_the_harmonic_mean_of_forgotten_and_retained():
-    entry = {"before": {"out": 0.8}, "after": {"forget": 0.2, "synonym": 0.0, "out": 0.4}}
-    s = summary(entry)
-    assert s["forgotten"] == pytest.approx(0.9) and s["retained"] == pytest.approx(0.5)
-    assert s["harmonic"] == pytest.approx(2 * 0.9 * 0.5 / 1.4)
-
-
-def test_bystanders_never_include_what_goes():
-    subjects = subjects_for(["cat", "a photo of a puppy", "set of things"])
-    assert [s.target for s in subjects if s.forget] == ["cat", "dog", None]
-    kept = [s.target for s in subjects if not s.forget]
-    assert len(kept) == 8 and not {"cat", "dog"} & set(kept)
-    assert {c.family for c in load_world().concepts if c.name in kept} >= {"animal", "food", "vehicle"}
-
-
-def test_sheets_hold_every_image():
-    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
-    sheet = before_after_sheet([Row("cat", "to forget", (red,) * 3, (blue,) * 3)], title="x")
-    colours = {c: n for n, c in sheet.getcolors(2**24)}
-    assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 3 * 112 * 112
-    assert image_grid([red] * 5, 2, cell=10).size == (20, 30)
-
-
-def test_gates_say_met_only_when_met():
-    good = {"harmonic": 0.99, "null_change": 0.001}
-    rows = {"rayleigh (the default)": good, "uce": {"harmonic": 0.5, "null_change": 1.0}}
-    kinds = {k: rows for k in ("object", "family", "artist", "ten")}
-    assert not any("missed" in line for line in gates(kinds))
-    worse = kinds | {"family": rows | {"rayleigh (the default)": {"harmonic": 0.4, "null_change": 0.02}}}
-    assert sum("missed" in line for line in gates(worse)) == 3  # its value, its place, the empty prompt
-
-
-def test_attack_table_counts_what_came_back():
-    rows = [{"method": "uce", "setting": {}, "plain": 0.1, "attacked": a} for a in (0.9, 0.2)]
-    assert attack_table(rows)[-1] == "| uce | 0.10 | 0.55 | 1 of 2 |"
-
-
-def test_a_prompt_attack_brings_back_what_was_never_erased(pipe):
-    """On the model as it is the attack finds the concept; a few steps move its loss the right way."""
-    import torch
-
-    from erase_sd.emoji.render import available_objects, render
-    from erase_sd.emoji.world import Scene
-    from erase_sd.eval.attack import prompt_attack
-
+@pytest.fixture(scope="module")
+def cats():
+    """An attacker's pictures."""
     cat = load_world().names.index("cat")
-    artist = next(a for a in range(5) if cat in available_objects()[a])
-    seen = [Image.fromarray(render(Scene((cat,), artist, "white", ("",), i))) for i in range(4)]
+    artists = [a for a in range(5) if cat in available_objects()[a]]
+    scenes = [Scene((cat,), artists[i % len(artists)], "white", ("",), i) for i in range(8)]
+    return [Image.fromarray(render(s)) for s in scenes]
+
+
+def loss_of(pipe, images, states):
+    """The denoising loss of text states on pictures, over noise that no attack has seen."""
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(12_345)
+        latents = latents_of(pipe, images)
+        return float(denoising_loss(pipe, latents, states.expand(64, -1, -1), generator))
+
+
+def found(pipe, states, name, count=6):
+    empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
+    noise = [torch.Generator().manual_seed(i) for i in range(count)]
+    images = pipe(
+        prompt_embeds=states.expand(count, -1, -1),
+        negative_prompt_embeds=empty.expand(count, -1, -1),
+        generator=noise,
+        num_inference_steps=8,
+        guidance_scale=3.0,
+    ).images
+    return judge(images).top.count(name)
+
+
+def test_a_prompt_attack_finds_the_concept_again(pipe, cats):
+    """Forty steps lower the loss on noise it has not seen, and the model draws cats; random tokens do not."""
     before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
-    first = prompt_attack(pipe, seen, iterations=0, batch=2)
-    states = prompt_attack(pipe, seen, iterations=3, batch=2)
-    assert states.shape == (1, 77, pipe.text_encoder.config.hidden_size) and torch.isfinite(states).all()
+    first = prompt_attack(pipe, cats, iterations=0)
+    states = prompt_attack(pipe, cats, iterations=40)
+    assert states.shape == (1, 77, pipe.text_encoder.config.hidden_size)
     assert torch.equal(states[:, 0], first[:, 0])  # BOS comes before the free tokens
-    assert (states[:, 1:] - first[:, 1:]).norm() > 0
-    assert torch.equal(prompt_attack(pipe, seen, iterations=3, batch=2), states)  # seeded
-    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in pipe.unet.named_parameters())
+    assert loss_of(pipe, cats, states) < 0.95 * loss_of(pipe, cats, first)
+    assert found(pipe, first, "cat") <= 1
+    assert found(pipe, states, "cat") >= 4
+    parameters = pipe.unet.named_parameters()
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in parameters)
 
 
-def test_fine_tuning_counts_steps_and_puts_the_weights_back(pipe):
-    import torch
+def test_a_prompt_attack_is_seeded_and_knows_its_prefix(pipe, cats):
+    options = {"iterations": 2, "batch": 2}
+    once, again = (prompt_attack(pipe, cats, **options) for _ in range(2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, prompt_attack(pipe, cats, seed=1, **options))
+    words = TextEncoder.of(pipe).encode(["a photo of a"]).states[0]
+    prefixed = prompt_attack(pipe, cats, prefix="a photo of a", tokens=1, **options)
+    torch.testing.assert_close(
+        prefixed[0, :5], words[:5], atol=1e-5, rtol=1e-5
+    )  # causal: BOS and four words
+    pipe.text_encoder_2 = pipe.text_encoder
+    with pytest.raises(ValueError, match="one text encoder"):
+        prompt_attack(pipe, cats, **options)
 
-    from erase_sd.emoji.render import available_objects, render
-    from erase_sd.emoji.world import Scene
-    from erase_sd.eval.attack import fine_tuning
 
-    cat = load_world().names.index("cat")
-    artist = next(a for a in range(5) if cat in available_objects()[a])
-    seen = [Image.fromarray(render(Scene((cat,), artist, "white", ("",), i))) for i in range(2)]
+def test_fine_tuning_counts_steps_and_puts_the_weights_back(pipe, cats):
     before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
     moved = []
 
     def after_two_rounds():
-        moved.append(max(float((p.detach() - before[n]).abs().max()) for n, p in pipe.unet.named_parameters()))
+        moved.append(
+            max(
+                float((p.detach() - before[n]).abs().max()) for n, p in pipe.unet.named_parameters()
+            )
+        )
         return len(moved) == 3
 
-    assert fine_tuning(pipe, seen, "a cat", after_two_rounds, every=1, batch=2) == 2
+    assert fine_tuning(pipe, cats[:2], "a cat", after_two_rounds, every=1, batch=2) == 2
     assert moved[0] == 0 < moved[1] < moved[2]
-    assert fine_tuning(pipe, seen, "a cat", lambda: False, every=1, limit=1, batch=2) is None
+    assert fine_tuning(pipe, cats[:2], "a cat", lambda: False, every=1, limit=1, batch=2) is None
     assert all(torch.equal(p, before[n]) for n, p in pipe.unet.named_parameters())
+
+
+def test_fine_tuning_lowers_the_loss_while_it_is_on(pipe, cats):
+    """On the pictures and the prompt it was told, and no more once it is over."""
+    states = pipe.encode_prompt("a box", pipe.device, 1, False)[0]
+    before = loss_of(pipe, cats, states)
+    with attacked("fine-tuning:12", Target(pipe, "cat", "a box", cats)) as prompt:
+        assert prompt == "a box"
+        assert loss_of(pipe, cats, states) < before
+    assert loss_of(pipe, cats, states) == before
 
 
 def test_concept_prompts_find_words_that_mean_the_concept(encoder):
     """Ring-A-Bell's search gets nearer to its target than random words, and the same every time."""
-    from erase_sd.eval.attack import concept_prompts
-
     pairs = [("a photo of a cat", "a photo of a thing"), ("a cat on blue", "a thing on blue")]
     options = dict(tokens=3, population=32, generations=12)
     found = concept_prompts(encoder, pairs, "a photo of a thing", **options)
@@ -146,3 +119,62 @@ def test_concept_prompts_find_words_that_mean_the_concept(encoder):
     words = encoder.encode([found, "with from under", "table of from"]).meanings
     distance = (words - target).norm(dim=1)
     assert distance[0] < distance[1:].min()
+
+
+def test_ring_a_bell_draws_with_real_words_and_a_paraphrase_with_its_own(pipe):
+    target = Target(pipe, "cat", "a photo of a kitty")
+    with attacked("ring-a-bell:1", target) as words:
+        tokens = pipe.tokenizer(words, add_special_tokens=False).input_ids
+        assert len(words.split()) == 6 and pipe.tokenizer.decode(tokens).split() == words.split()
+    with attacked("paraphrase", target) as prompt:
+        assert prompt == "a photo of a kitty"
+
+
+def test_revival_is_the_best_that_an_embedding_can_do(pipe, cat):
+    """Of all embeddings of each position the one whose edited keys and values are nearest: by numpy's least squares."""
+    with attacked("revival", Target(pipe, "cat", "a cat", edit=cat.edit)) as states:
+        got = states[0].double().numpy()
+    x = TextEncoder.of(pipe).encode(["a cat"]).states[0].double()
+    weights = [w.double() for w in LiveErasure.of(pipe).originals().values()]
+    every = torch.cat(weights)  # (all outputs, d)
+    eye = torch.eye(x.shape[1], dtype=torch.float64)
+    edited = (every @ cat.edit.features(eye).T).numpy()
+    want = (every @ x.T).numpy()
+    best = np.linalg.lstsq(edited, want, rcond=None)[0]
+
+    def gap(rows):
+        return np.linalg.norm(edited @ rows[1:].T - want[:, 1:], axis=0)
+
+    plain, optimum = gap(x.numpy()), gap(best.T)
+    assert (gap(got) <= 1.02 * optimum + 1e-3 * plain).all()
+    assert (gap(got) < 0.5 * plain).any()
+    assert np.allclose(got[0], x[0].numpy(), atol=1e-6)  # BOS is no token of anyone's
+    with attacked("revival", Target(pipe, "cat", "a cat")) as prompt:
+        assert prompt == "a cat"
+
+
+@pytest.mark.parametrize(
+    "attack,error",
+    [
+        ("magic", "no attack 'magic'; there are paraphrase"),
+        ("prompt:many", "steps above zero behind prompt:, got 'many'"),
+        ("prompt:0", "steps above zero"),
+        ("revival:3", "the revival takes no steps, got 3"),
+        ("paraphrase:3", "takes no steps, got 3"),
+    ],
+)
+def test_what_is_no_attack_is_refused(pipe, cat, attack, error):
+    with (
+        pytest.raises(ValueError, match=error),
+        attacked(attack, Target(pipe, "cat", "a cat", edit=cat.edit)),
+    ):
+        pass
+
+
+def test_every_name_leads_to_an_attack():
+    assert all(callable(resolve(where)) for where in ATTACKS.values())
+    assert [parse(name) for name in ATTACKS] == [(name, None) for name in ATTACKS]
+
+
+def test_an_attackers_pictures_show_the_concept(pipe):
+    assert judge(own_pictures(pipe, "cat", count=4, steps=8)).top.count("cat") >= 3

@@ -21,7 +21,9 @@ def rng():
 def test_frechet_is_the_textbook_formula(rng):
     a, b = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)), rng.normal(1, 2, size=(200, 6))
     ca, cb = np.cov(a.T), np.cov(b.T)
-    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * scipy.linalg.sqrtm(ca @ cb).real)
+    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
+        ca + cb - 2 * scipy.linalg.sqrtm(ca @ cb).real
+    )
     assert frechet_distance(a, b) == pytest.approx(want, rel=1e-8)
 
 
@@ -29,7 +31,9 @@ def test_frechet_with_fewer_images_than_features(rng):
     """Both sets in one 4-dimensional subspace of 50: the distance is that within the subspace."""
     basis = np.linalg.qr(rng.normal(size=(50, 4)))[0]
     a, b = rng.normal(size=(9, 4)), rng.normal(2, 1, size=(7, 4))
-    assert frechet_distance(a @ basis.T, b @ basis.T) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    assert frechet_distance(a @ basis.T, b @ basis.T) == pytest.approx(
+        frechet_distance(a, b), rel=1e-9
+    )
     assert frechet_distance(a @ basis.T, a @ basis.T) == pytest.approx(0, abs=1e-9)
 
 
@@ -55,8 +59,14 @@ def test_kid_agrees_with_sklearns_kernel(rng):
     from sklearn.metrics.pairwise import polynomial_kernel
 
     a, b = rng.normal(size=(40, 8)), rng.normal(0.3, 1, size=(30, 8))
-    kaa, kbb, kab = (polynomial_kernel(x, y, degree=3, gamma=1 / 8, coef0=1) for x, y in ((a, a), (b, b), (a, b)))
-    want = (kaa.sum() - kaa.trace()) / (40 * 39) + (kbb.sum() - kbb.trace()) / (30 * 29) - 2 * kab.mean()
+    kaa, kbb, kab = (
+        polynomial_kernel(x, y, degree=3, gamma=1 / 8, coef0=1) for x, y in ((a, a), (b, b), (a, b))
+    )
+    want = (
+        (kaa.sum() - kaa.trace()) / (40 * 39)
+        + (kbb.sum() - kbb.trace()) / (30 * 29)
+        - 2 * kab.mean()
+    )
     assert kernel_distance(a, b) == pytest.approx(want)
 
 
@@ -64,7 +74,9 @@ def test_cmmd_agrees_with_sklearns_kernel(rng):
     from sklearn.metrics.pairwise import rbf_kernel
 
     a, b = rng.normal(size=(20, 8)), rng.normal(1, 1, size=(25, 8))
-    want = 1000 * sum(s * rbf_kernel(x, y, gamma=1 / 200).mean() for s, x, y in ((1, a, a), (1, b, b), (-2, a, b)))
+    want = 1000 * sum(
+        s * rbf_kernel(x, y, gamma=1 / 200).mean() for s, x, y in ((1, a, a), (1, b, b), (-2, a, b))
+    )
     assert cmmd(a, b) == pytest.approx(want)
 
 

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from erase_sd.cli.main import main
@@ -33,7 +34,10 @@ def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     (root / "small.yaml").write_text(SMALL)
     out = root / "whole"
-    assert main(["eval", "run", str(root / "small.yaml"), "--method", "unlink", "--out", str(out)]) == 0
+    assert (
+        main(["eval", "run", str(root / "small.yaml"), "--method", "unlink", "--out", str(out)])
+        == 0
+    )
     return root, out
 
 
@@ -50,7 +54,9 @@ def test_a_run_writes_images_a_manifest_and_results(whole):
     assert all((out / "unlink" / json.loads(line)["file"]).is_file() for line in lines)
     assert result["variants"]["original"]["drift"]["retain"]["mean"] == 0
     assert result["variants"]["unlink"]["drift"]["forget"]["mean"] > 0
-    assert result["variants"]["original"]["frechet to the original"]["value"] == pytest.approx(0, abs=1e-6)
+    assert result["variants"]["original"]["frechet to the original"]["value"] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
@@ -72,7 +78,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     assert main(command(root, cut)) == 0
     assert (cut / "results.json").read_bytes() == (out / "results.json").read_bytes()
     for variant in ("original", "unlink"):
-        assert (cut / variant / "manifest.jsonl").read_bytes() == (out / variant / "manifest.jsonl").read_bytes()
+        assert (cut / variant / "manifest.jsonl").read_bytes() == (
+            out / variant / "manifest.jsonl"
+        ).read_bytes()
 
 
 def test_two_processes_give_the_result_of_one(whole, tmp_path):
@@ -94,8 +102,6 @@ def test_another_run_in_the_same_folder_is_refused(whole, capsys):
 
 
 def test_a_changed_image_is_noticed(whole, tmp_path, capsys):
-    import shutil
-
     root, out = whole
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
@@ -134,30 +140,63 @@ def test_an_erasure_file_is_a_variant(whole, cat, tmp_path):
     path = cat.save(tmp_path / "no-cat.safetensors")
     out = tmp_path / "run"
     assert (
-        main(["eval", "run", str(root / "small.yaml"), "--erasure", str(path), "--limit", "1", "--out", str(out)]) == 0
+        main(
+            [
+                "eval",
+                "run",
+                str(root / "small.yaml"),
+                "--erasure",
+                str(path),
+                "--limit",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
     )
     assert "no-cat" in json.loads((out / "results.json").read_text())["variants"]
 
 
-def test_attacks_are_drawn_under_the_protocol(tmp_path, capsys, monkeypatch):
-    """Every attack runs against the erased model; the original and its weights are as before."""
-    path = tmp_path / "attack.yaml"
-    path.write_text(
-        "name: attack\nrows: {emoji: attacks, count: 2, groups: [cat], attacks: [paraphrase, revival, ring-a-bell, 'prompt:2', 'inversion:2', 'fine-tuning:2']}\nforget: {cat: [cat]}\n"
-        "generation: {steps: 2, guidance: 3.0, batch: 2}\ndetector: {name: judge}\nmetrics: [attacks]\n"
-        "features: judge\n"
-    )
-    protocol = load_protocol(str(path))
-    assert {r.attack for r in protocol.rows} == {"", *ATTACKS}
-    assert len(protocol.rows) == 2 * 7
-    out = tmp_path / "run"
+ATTACKED = """
+rows: {emoji: attacks, count: 1, groups: [cat], attacks: [paraphrase, revival, ring-a-bell:2, prompt:2,
+       inversion:2, fine-tuning:2]}
+forget: {cat: [cat]}
+generation: {steps: 2, guidance: 3.0, batch: 2}
+detector: {name: judge}
+metrics: [attacks]
+features: judge
+"""
+
+
+def test_attacks_are_drawn_under_the_protocol(tmp_path, capsys, pipe):
+    """Each attack draws a picture of its own; where nothing is erased the revival has nothing to do."""
+    path, out = tmp_path / "attack.yaml", tmp_path / "run"
+    path.write_text(ATTACKED)
+    rows = load_protocol(str(path)).rows
+    assert len(rows) == 7 and len({r.attack for r in rows}) == 7
     assert main(["eval", "run", str(path), "--method", "rayleigh", "--out", str(out)]) == 0
     result = json.loads((out / "results.json").read_text())
+    asked = {r.attack or "none" for r in rows}
     for variant in ("original", "rayleigh"):
-        assert set(result["variants"][variant]["attacks"]) == {"none", *ATTACKS}
-    images = {n: (out / n / "images" / "cat-own-000.png").read_bytes() for n in ("original", "rayleigh")}
-    assert images["original"] != images["rayleigh"]
-    assert "ASR prompt" in capsys.readouterr().out
+        assert set(result["variants"][variant]["attacks"]) == asked
+    drawn = {
+        v: {r.attack: (out / v / "images" / f"{r.id}.png").read_bytes() for r in rows}
+        for v in ("original", "rayleigh")
+    }
+    assert len(set(drawn["rayleigh"].values())) == 7  # no attack yields what another, or none, does
+    assert drawn["original"]["revival"] == drawn["original"][""]
+    assert len(set(drawn["original"].values())) == 6
+    assert not set(drawn["original"].values()) & set(drawn["rayleigh"].values())
+    # After all of them the original is as it was: its own row is what a fresh pipeline draws.
+    own = next(r for r in rows if not r.attack)
+    noise = [torch.Generator().manual_seed(own.seed)]
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    again = np.asarray(pipe([own.prompt], generator=noise, **options).images[0])
+    assert np.array_equal(
+        again, np.asarray(Image.open(out / "original" / "images" / f"{own.id}.png"))
+    )
+    assert "ASR prompt:2" in capsys.readouterr().out
 
 
 def test_what_cannot_be_measured_is_told_before_an_image_is_drawn(tmp_path, capsys):
@@ -172,8 +211,6 @@ def test_what_cannot_be_measured_is_told_before_an_image_is_drawn(tmp_path, caps
 
 
 def test_a_foreign_manifest_shows_no_other_file(whole, tmp_path):
-    import shutil
-
     shutil.copytree(whole[1], tmp_path / "run")
     manifest = tmp_path / "run" / "original" / "manifest.jsonl"
     lines = manifest.read_text().splitlines()
@@ -182,7 +219,9 @@ def test_a_foreign_manifest_shows_no_other_file(whole, tmp_path):
     assert main(["eval", "report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 2
 
 
-def test_a_checkpoint_is_attacked_with_pictures_of_the_unedited_model(cat, folder, tmp_path, capsys):
+def test_a_checkpoint_is_attacked_with_pictures_of_the_unedited_model(
+    cat, folder, tmp_path, capsys
+):
     """Its own erasure file tells the revival attack what to invert; another copy of the name is another variant."""
     saved = cat.save(tmp_path / "cat.safetensors")
     assert main(["apply", str(saved), "--out", str(tmp_path / "no-cat")]) == 0
@@ -191,11 +230,22 @@ def test_a_checkpoint_is_attacked_with_pictures_of_the_unedited_model(cat, folde
         "name: p\nrows: {emoji: attacks, count: 1, groups: [cat], attacks: [revival]}\ndetector: {name: judge}\n"
         "generation: {steps: 2, guidance: 3.0, batch: 2}\nmetrics: [attacks]\nfeatures: judge\n"
     )
-    argv = ["eval", "run", str(path), "--also", str(tmp_path / "no-cat"), "--erasure", str(saved), "--out"]
+    argv = [
+        "eval",
+        "run",
+        str(path),
+        "--also",
+        str(tmp_path / "no-cat"),
+        "--erasure",
+        str(saved),
+        "--out",
+    ]
     assert main([*argv, str(tmp_path / "out")]) == 0
     paths = [tmp_path / "out" / v / "images" / "cat-revival-000.png" for v in ("no-cat", "cat")]
     baked, live = (np.asarray(Image.open(p), np.float32) for p in paths)
-    assert np.abs(baked - live).mean() < 8  # the same attack, up to the rounding of the baked half-precision weights
+    assert (
+        np.abs(baked - live).mean() < 8
+    )  # the same attack, up to the rounding of the baked half-precision weights
     (tmp_path / "no-cat" / "erasure.safetensors").unlink()
     assert main([*argv, str(tmp_path / "again")]) == 2
     assert "nothing to invert" in capsys.readouterr().err
