@@ -94,7 +94,6 @@ class TestProtocols:
 
     def test_a_seed_or_threshold_moves_the_hash(self, monkeypatch):
 
-        from erase_sd.eval import detectors
 
         protocol = load_protocol("emoji-objects")
         other = replace(protocol, rows=(replace(protocol.rows[0], seed=999), *protocol.rows[1:]))
