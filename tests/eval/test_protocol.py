@@ -8,10 +8,13 @@ import pytest
 import yaml
 
 from erase_sd.eval import nudity
+from erase_sd.eval.attacks import ATTACKS, parse
+from erase_sd.eval.detectors import DetectorSpec
 from erase_sd.eval.nudity import CONVENTIONS
-from erase_sd.eval.protocol import available, load_protocol
+from erase_sd.eval.protocol import HERE, available, load_protocol
+from erase_sd.eval.rows import ROW_SOURCES, Row
 from erase_sd.eval.run_folder import batches
-from erase_sd.eval.scores import accuracy, counts
+from erase_sd.eval.scores import accuracy, by_role, counts, success
 
 SMALL = """
 rows: {emoji: objects, count: 4, keep: 4, groups: {cat: [cat], car: [car]}}
@@ -93,7 +96,6 @@ class TestProtocols:
         assert len({same, *hashes}) == len(changes) + 1
 
     def test_a_seed_or_threshold_moves_the_hash(self, monkeypatch):
-
 
         protocol = load_protocol("emoji-objects")
         other = replace(protocol, rows=(replace(protocol.rows[0], seed=999), *protocol.rows[1:]))

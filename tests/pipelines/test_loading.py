@@ -103,3 +103,9 @@ def test_a_picture_is_written_whole_and_over_nothing(tmp_path):
         write_picture(image, tmp_path / "a.png")
     write_picture(Image.new("RGB", (4, 4), "blue"), tmp_path / "a.png", force=True)
     assert Image.open(tmp_path / "a.png").getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("link", ["pipelines", "prompts", "eval"])
+def test_top_level_links_point_into_the_package(link):
+    root = Path(__file__).parents[2]
+    assert (root / link).is_symlink() and (root / link).resolve() == root / "erase_sd" / link
