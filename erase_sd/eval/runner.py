@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from erase_sd.erasure import combine
-from erase_sd.eval.attacks import attacked
+from erase_sd.eval.attacks import LEARNING, attacked, parse
 from erase_sd.eval.attacks.target import Target, own_pictures
 from erase_sd.eval.detectors import Labels, open_images
 from erase_sd.eval.features import extract, lpips, scoring_clip
@@ -151,8 +151,9 @@ def _attacked_batch(
 ) -> list[Image.Image]:
     """The same under attack, with what the attack finds against the pipeline as it is now."""
     first, original = rows[0], pipeline("")
+    learns = parse(first.attack)[0] in LEARNING
     with live.paused():
-        pictures = own_pictures(original, first.want)
+        pictures = own_pictures(original, first.want) if learns else []
     carried = combine(live.erasures) if live.erasures else variant.baked
     if first.attack == "revival" and carried is None and variant.model:
         told = "the revival attack has nothing to invert"

@@ -2,16 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 
 def test_faults(tmp_path):
     """Killed, disk full, damaged and hostile inputs, several writers: nothing half-written, no traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "erase_sd.bench.faults", "--trials", "1", "--work", str(tmp_path / "work"), "--out",
+        [sys.executable, "-m", "lab.faults", "--trials", "1", "--work", str(tmp_path / "work"), "--out",
          str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=300,
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert ", 0 wrong." in (tmp_path / "faults.md").read_text()
@@ -19,7 +21,7 @@ def test_faults(tmp_path):
 
 def test_the_judge_of_faults_can_fail(tmp_path):
     """Half of a result, or a changed base, is seen."""
-    from erase_sd.bench.faults import judge
+    from lab.fault_bench import judge
 
     class Base:
         whole = True

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from erase_sd.eval.attacks.target import Target
 
-__all__ = ["ATTACKS", "attacked", "parse"]
+__all__ = ["ATTACKS", "LEARNING", "attacked", "parse"]
 
 # Each is a context manager of `(target, steps)`; while it is on, what it yields is drawn with.
 ATTACKS: dict[str, str] = {
@@ -28,6 +28,8 @@ ATTACKS: dict[str, str] = {
     "inversion": "erase_sd.eval.attacks.prompt:inversion",
     "fine-tuning": "erase_sd.eval.attacks.fine_tuning:fine_tuned",
 }
+# Those that learn from an attacker's pictures of the concept.
+LEARNING = frozenset(("prompt", "inversion", "fine-tuning"))
 
 
 def parse(attack: str) -> tuple[str, int | None]:
