@@ -55,4 +55,4 @@ def build_tokenizer(corpus: list[str], folder: Path, *, vocab_size: int = 2048) 
         "do_lower_case": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
-    return CLIPTokenizer.from_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)

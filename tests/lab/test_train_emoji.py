@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from erase_sd._named import resolve
+from erase_sd.emoji.world import load_world
 from lab.second_judge import SecondJudge, load_second_judge
 from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, USUAL, Plan, stage_id
+from lab.train_emoji.sprites import build_sprites
 from lab.train_emoji.stages import RUN
 from lab.train_emoji.stages.judge2 import disturbed
 from lab.train_emoji.trainer import Trainer
@@ -167,3 +170,27 @@ def test_disturbed_pictures_are_near_and_not_the_same():
     y = disturbed(x)
     assert y.shape == x.shape and not torch.equal(x, y)
     assert (x - y).abs().mean() < 0.35
+
+
+def test_sprites_are_picked_by_label_and_artist_and_reproducible(tmp_path):
+    source = tmp_path / "emoji.zip"
+    world = load_world()
+    with zipfile.ZipFile(source, "w") as z:
+        rows = ["file_name,artist,label"]
+        for i, concept in enumerate(world.concepts):
+            rows.append(f"{i}.webp,noto,{concept.emoji}")
+            z.writestr(f"{i}.webp", bytes([i]))
+        rows += ["x.webp,nobody,cat face", "y.webp,blob,cat face", "z.webp,blob,no such thing"]
+        for name in "xyz":
+            z.writestr(f"{name}.webp", b"-")
+        z.writestr("metadata.csv", "\n".join(rows))
+    outs = [tmp_path / "a.zip", tmp_path / "b.zip"]
+    assert [build_sprites(source, out) for out in outs] == [len(world.concepts) + 1] * 2
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    with zipfile.ZipFile(outs[0]) as z:
+        assert z.read("noto/dog.webp") == bytes([world.names.index("dog")])
+        assert "blob/cat.webp" in z.namelist() and len(z.namelist()) == len(world.concepts) + 1
+    with zipfile.ZipFile(source, "w") as z:
+        z.writestr("metadata.csv", "file_name,artist,label\n")
+    with pytest.raises(ValueError, match="no picture in .* for: airplane"):
+        build_sprites(source, outs[0])

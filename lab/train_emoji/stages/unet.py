@@ -22,7 +22,8 @@ def train(work: Trainer) -> None:
     """v-prediction with min-SNR weights, an averaged copy, and 10 % empty captions."""
     data = torch.load(work.out / "latents.pt", weights_only=True)
     latents = (data["latents"].float() * data["scale"]).to(work.device)
-    text = CLIPTextModel.from_pretrained(work.out / "clip" / "text").to(work.device).eval()
+    source = work.out / "clip" / "text"
+    text = CLIPTextModel.from_pretrained(source, trust_remote_code=False).to(work.device).eval()
     bank = caption_bank(work, text)
     torch.manual_seed(work.seed)
     unet = build_unet().to(work.device)

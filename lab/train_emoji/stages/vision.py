@@ -25,7 +25,10 @@ def train(work: Trainer) -> None:
     """
     images, scenes = work.images(), work.scenes()
     single = np.array([len(s.objects) == 1 for s in scenes])
-    clip = CLIPModel.from_pretrained(work.out / "clip", dtype=torch.float32).to(work.device).train()
+    clip = CLIPModel.from_pretrained(
+        work.out / "clip", dtype=torch.float32, trust_remote_code=False
+    )
+    clip = clip.to(work.device).train()
     clip.text_model.requires_grad_(False).eval()
     with torch.no_grad():
         names = [
