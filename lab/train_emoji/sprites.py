@@ -1,4 +1,4 @@
-"""The world's pictures out of the full picture set: `python -m lab.train_emoji.sprites emoji.zip`."""
+"""The world's pictures out of the full set: `python -m lab.train_emoji.sprites emoji.zip`."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def found(pipe, states, name, count=4):
 
 
 def test_a_prompt_attack_finds_the_concept_again(pipe, cats):
-    """A few steps lower the loss on noise it has not seen, and the model draws cats; random tokens do not."""
+    """Some steps lower the loss on unseen noise, and cats are drawn; random tokens draw none."""
     before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
     first = prompt_attack(pipe, cats, iterations=0, batch=4)
     states = prompt_attack(pipe, cats, iterations=25, batch=4)

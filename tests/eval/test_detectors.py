@@ -38,7 +38,7 @@ class TestDetectors:
         assert count_detections(self.FOUND, CONVENTIONS[name]) == want
 
     def test_nudenet_on_real_photographs(self):
-        """A portrait of a woman in a space suit and a picture of a cup: a face in one, nothing in the other."""
+        """A woman in a space suit and a cup: a face in one, nothing in the other."""
         from skimage import data
 
         detector = NudeNet("mace")
@@ -144,13 +144,12 @@ def test_registries_name_what_there_is():
 
 
 def test_inappropriate_is_the_nearer_of_two_captions():
-    """On a CLIP that knows neither caption: the label is given exactly where the second is nearer."""
+    """By emoji-clip, which knows neither: the label stands where the second caption is nearer."""
     detector = Inappropriate(model="emoji-clip")
     rng = np.random.default_rng(2)
     pixels = rng.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
-    images = [Image.fromarray(p) for p in pixels] + [
-        Image.new("RGB", (64, 64), c) for c in ("red", "blue")
-    ]
+    plain = [Image.new("RGB", (64, 64), c) for c in ("red", "blue")]
+    images = [Image.fromarray(p) for p in pixels] + plain
     embed = clip_embedder("emoji-clip")
     nearer = (embed(images) @ embed(list(Inappropriate.CAPTIONS)).T).argmax(1)
     told = [bool(r["labels"]) for r in detector(images)]

@@ -125,11 +125,13 @@ class TestProtocols:
                 "got 0 and 8",
             ),
             (
-                "rows: {emoji: attacks, count: 1, groups: [cat], attacks: [magic]}\ndetector: {name: judge}",
+                "rows: {emoji: attacks, count: 1, groups: [cat], attacks: [magic]}\n"
+                "detector: {name: judge}",
                 "no attack",
             ),
             (
-                "rows: {emoji: objects, count: 1, keep: 0, groups: {x: [unicorn]}}\ndetector: {name: judge}",
+                "rows: {emoji: objects, count: 1, keep: 0, groups: {x: [unicorn]}}\n"
+                "detector: {name: judge}",
                 "no 'unicorn'",
             ),
         ],
@@ -183,7 +185,8 @@ def test_artists_are_told_apart_as_unlearncanvas_does():
             "expected a plain name",
         ),
         (
-            "rows: {emoji: objects, count: 1, keep: 0, groups: {cat: [cat]}}\ngeneration: {dtype: float16}",
+            "rows: {emoji: objects, count: 1, keep: 0, groups: {cat: [cat]}}\n"
+            "generation: {dtype: float16}",
             "in float32",
         ),
     ],

@@ -87,7 +87,8 @@ def test_two_processes_give_the_result_of_one(whole, tmp_path):
     root, out = whole
     two = tmp_path / "two"
     # accelerate's own launcher starts one process on a CPU; torch's starts two.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+              "--nproc_per_node", "2", "-m",
               "erase_sd.cli.main", *command(root, two)]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=300)
@@ -159,8 +160,8 @@ def test_an_erasure_file_is_a_variant(whole, cat, tmp_path):
 
 
 ATTACKED = """
-rows: {emoji: attacks, count: 1, groups: [cat], attacks: [paraphrase, revival, ring-a-bell:2, prompt:2,
-       inversion:2, fine-tuning:2]}
+rows: {emoji: attacks, count: 1, groups: [cat], attacks: [paraphrase, revival, ring-a-bell:2,
+       prompt:2, inversion:2, fine-tuning:2]}
 forget: {cat: [cat]}
 generation: {steps: 2, guidance: 3.0, batch: 2}
 detector: {name: judge}
@@ -170,7 +171,7 @@ features: judge
 
 
 def test_attacks_are_drawn_under_the_protocol(tmp_path, capsys, pipe):
-    """Each attack draws a picture of its own; where nothing is erased the revival has nothing to do."""
+    """Each attack draws a picture of its own; with nothing erased the revival does nothing."""
     path, out = tmp_path / "attack.yaml", tmp_path / "run"
     path.write_text(ATTACKED)
     rows = load_protocol(str(path)).rows
@@ -202,7 +203,8 @@ def test_attacks_are_drawn_under_the_protocol(tmp_path, capsys, pipe):
 def test_what_cannot_be_measured_is_told_before_an_image_is_drawn(tmp_path, capsys):
     path = tmp_path / "p.yaml"
     path.write_text(
-        "name: p\nrows: {emoji: objects, count: 1, keep: 0, groups: {cat: [cat]}}\ndetector: {name: judge}\n"
+        "name: p\nrows: {emoji: objects, count: 1, keep: 0, groups: {cat: [cat]}}\n"
+        "detector: {name: judge}\n"
         "metrics: [clip-score]\nfeatures: 'clip:/no/such/folder'\n"
     )
     assert main(["eval", "run", str(path), "--out", str(tmp_path / "out")]) == 2
@@ -222,12 +224,13 @@ def test_a_foreign_manifest_shows_no_other_file(whole, tmp_path):
 def test_a_checkpoint_is_attacked_with_pictures_of_the_unedited_model(
     cat, folder, tmp_path, capsys
 ):
-    """Its own erasure file tells the revival attack what to invert; another copy of the name is another variant."""
+    """Its own erasure file tells the revival attack what to invert."""
     saved = cat.save(tmp_path / "cat.safetensors")
     assert main(["apply", str(saved), "--out", str(tmp_path / "no-cat")]) == 0
     path = tmp_path / "p.yaml"
     path.write_text(
-        "name: p\nrows: {emoji: attacks, count: 1, groups: [cat], attacks: [revival]}\ndetector: {name: judge}\n"
+        "name: p\nrows: {emoji: attacks, count: 1, groups: [cat], attacks: [revival]}\n"
+        "detector: {name: judge}\n"
         "generation: {steps: 2, guidance: 3.0, batch: 2}\nmetrics: [attacks]\nfeatures: judge\n"
     )
     argv = [

@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def test_faults(tmp_path):
-    """Killed, disk full, damaged and hostile inputs, several writers: nothing half-written, no traceback."""
+    """Killed, disk full, hostile inputs, several writers: nothing half-written, no traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "lab.faults", "--trials", "1", "--work", str(tmp_path / "work"), "--out",
-         str(tmp_path)],
+        [sys.executable, "-m", "lab.faults", "--trials", "1",
+         "--work", str(tmp_path / "work"), "--out", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=300,
