@@ -44,7 +44,7 @@ def second_opinion(result: Mapping[str, Any]) -> str:
         )
     told, own = result["second judge"], result["second judge on renders"]
     return (
-        f"A second judge (a small transformer, of another seed, trained on renders alone; "
+        f"A second judge (another network, of another seed, trained on renders alone; "
         f"{own['judge']:.1%} of unseen renders right) names the same object as the first in "
         f"{told['agreement']:.1%} of the generated single-object images, and in "
         f"{told['agreement where the first is right']:.1%} of those in which the first finds what "

@@ -12,48 +12,50 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from erase_sd.emoji.world import SIZE, load_world
+from erase_sd.emoji.world import load_world
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge2.safetensors"
 
 
 class SecondJudge(nn.Module):
-    """A small vision transformer: overlapping 8-pixel patches, one token for each question.
+    """A plain pyramid of convolutions; each question looks where it finds its answer.
+
+    The shipped judge strides, normalises by batch and pools by mean and maximum; this one pools in
+    between, normalises by groups, and weighs the places of the last map anew for each question.
 
     Args:
-        width: Of its tokens.
-        depth: Blocks.
+        width: Channels of the first map; the others have twice, four and six times as many.
 
-    >>> [tuple(x.shape) for x in SecondJudge(32, 1)(torch.zeros(2, 3, 64, 64))]
+    >>> [tuple(x.shape) for x in SecondJudge(8)(torch.zeros(2, 3, 64, 64))]
     [(2, 69), (2, 5), (2, 8)]
     """
 
-    def __init__(self, width: int = 128, depth: int = 5) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         world = load_world()
-        heads = len(world.concepts), len(world.artists), len(world.backgrounds)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 4, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width // 2, 4, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
-        )
-        self.questions = nn.Parameter(torch.randn(1, len(heads), width) * 0.02)
-        self.places = nn.Parameter(torch.randn(1, (SIZE // 8) ** 2, width) * 0.02)
-        block = nn.TransformerEncoderLayer(
-            width, 4, 3 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, n) for n in heads)
+        answers = len(world.concepts), len(world.artists), len(world.backgrounds)
+        layers: list[nn.Module] = []
+        channels = 3
+        for out in (width, 2 * width, 4 * width, 6 * width):
+            layers += [
+                nn.Conv2d(channels, out, 3, padding=1),
+                nn.GroupNorm(8, out),
+                nn.GELU(),
+                nn.MaxPool2d(2),
+            ]
+            channels = out
+        self.trunk = nn.Sequential(*layers)
+        self.places = nn.Parameter(torch.zeros(1, channels, 4, 4))
+        self.where = nn.ModuleList(nn.Conv2d(channels, n, 1) for n in answers)
+        self.what = nn.ModuleList(nn.Conv2d(channels, n, 1) for n in answers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(n, 3, 64, 64)` in [-1, 1] to logits of objects (independent), artist and background."""
-        patches = self.stem(images).flatten(2).transpose(1, 2) + self.places
-        tokens = torch.cat([self.questions.expand(len(images), -1, -1), patches], dim=1)
-        answers = self.norm(self.blocks(tokens)[:, : len(self.heads)])
-        o, a, b = (head(answers[:, i]) for i, head in enumerate(self.heads))
+        x = self.trunk(images) + self.places
+        o, a, b = (
+            (where(x).flatten(2).softmax(2) * what(x).flatten(2)).sum(2)
+            for where, what in zip(self.where, self.what, strict=True)
+        )
         return o, a, b
 
 

@@ -34,7 +34,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "clip": Plan(1_300, 128, 1e-3),
         "vision": Plan(800, 128, 1e-3),
         "judge": Plan(3_000, 64, 2e-3),
-        "judge2": Plan(3_000, 64, 1e-3),
+        "judge2": Plan(1_000, 48, 2e-3),
         "unet": Plan(5_000, 64, 6e-4),
     },
     # More of the generator and of the image tower: `--init` with weights that exist, the rest of
@@ -75,7 +75,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "clip": Plan(4_000, 512, 1e-3),
         "vision": Plan(2_000, 512, 5e-4),
         "judge": Plan(4_000, 256, 2e-3),
-        "judge2": Plan(4_000, 256, 1e-3),
+        "judge2": Plan(4_000, 256, 2e-3),
         "unet": Plan(20_000, 256, 6e-4),
     },
     "smoke": {

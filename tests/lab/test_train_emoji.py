@@ -161,7 +161,7 @@ def test_the_second_judge_is_another_network_of_other_scenes(tmp_path):
     judge = load_second_judge(tmp_path / "judge2.safetensors")
     assert judge is not None and not judge.training
     assert load_second_judge(tmp_path / "none.safetensors") is None
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in SecondJudge(32, 1).modules())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in SecondJudge(8).modules())
 
 
 def test_disturbed_pictures_are_near_and_not_the_same():
