@@ -32,28 +32,33 @@ PLAN: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(name: str, methods: Sequence[str], folder: Path, *, limit: int | None) -> dict[str, Any]:
+def run(
+    asked: Asked, name: str, folder: Path, *, limit: int | None = None, steps: int | None = None
+) -> dict[str, Any]:
     """Run one protocol, or go on with it; a run made by other defaults is made again.
 
     Args:
+        asked: What is compared with the original.
         name: Of the protocol.
-        methods: Whose erasures are compared, beside the default in robust mode.
         folder: The run's.
         limit: Rows of every group and role; None for all.
+        steps: Denoising steps; None for the protocol's own.
 
     Returns:
         The contents of `results.json`.
     """
     made_by = folder / "defaults.json"
-    if folder.exists() and not (made_by.is_file() and made_by.read_text() == defaults(methods)):
+    if folder.exists() and not (
+        made_by.is_file() and made_by.read_text() == defaults(asked.methods)
+    ):
         shutil.rmtree(folder)  # nothing of it may be mixed in
-    protocol = load_protocol(name)
+    protocol = load_protocol(name, overrides={"steps": steps} if steps else None)
     protocol = protocol.limited(limit) if limit else protocol
     base = open_checkpoint(model_path(EMBEDDED))
-    variants = variants_of(Asked(methods=methods, robust=True), protocol, base, EMBEDDED)
+    variants = variants_of(asked, protocol, base, EMBEDDED)
     folder.mkdir(parents=True, exist_ok=True)
     if not made_by.is_file():
-        made_by.write_text(defaults(methods))
+        made_by.write_text(defaults(asked.methods))
     result = evaluate(protocol, variants, pipelines_of(protocol, base), folder / "run")
     if result is None:
         raise RuntimeError(f"{name} was run in a second process, which has no results")
@@ -96,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     results = {}
     for name in args.only:
         start = time.monotonic()
-        results[name] = run(name, PLAN[name], args.work / name, limit=args.limit)
+        asked = Asked(methods=PLAN[name], robust=True)
+        results[name] = run(asked, name, args.work / name, limit=args.limit)
         print(f"{name}: {time.monotonic() - start:.0f} s")
     command = ["python", "-m", "lab.results"]
     command += ["--limit", str(args.limit)] if args.limit else []

@@ -27,7 +27,7 @@ from lab.study.targets import (
 
 TINY = Plan(
     grids={"rayleigh": [{}, {"rank": 1}], "unlink": [{}]},
-    tune={"object": ("fox",), "family": (), "artist": ()},
+    tune={"object": ("fox",)},
     test={"object": ("cat",)},
     attacked=("cat",),
     seeds=1,
@@ -70,7 +70,8 @@ def test_targets_keep_their_promises(kind, name):
     if kind != "artist":
         first = {n: c.name for c in load_world().concepts for n in c.all_names}
         for prompt, want in asked["synonym"]:
-            assert first[prompt.split(" ", 1)[1]] == want in t.forget
+            noun = prompt.removeprefix("a ").removeprefix("an ")
+            assert first[noun] == want in t.forget
 
 
 def test_summary_is_the_harmonic_mean_of_forgotten_and_retained():
