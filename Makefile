@@ -39,25 +39,25 @@ types: $(STAMP)
 	@$(BIN)/mypy
 
 train-emoji: $(STAMP)  ## train emoji-sd from nothing into build/emoji; resumes
-	@$(BIN)/python -m erase_sd.emoji.train --out build/emoji
+	@$(BIN)/python -m lab.train_emoji --out build/emoji
 
-validate-emoji: $(STAMP)  ## measure the shipped weights; writes docs/emoji-sd.md
-	@$(BIN)/python -m erase_sd.emoji.validate
+validate-emoji: $(STAMP)  ## measure the shipped weights; writes docs/measured/emoji-sd.md
+	@$(BIN)/python -m lab.emoji_sd
 
-study: $(STAMP)  ## compare all methods on the embedded model; writes docs/method-study.md
-	@$(BIN)/python -m erase_sd.eval.study
+study: $(STAMP)  ## compare all methods on the embedded model; writes docs/measured/method-study.md
+	@$(BIN)/python -m lab.method_study
 
-results: $(STAMP)  ## every method on every offline protocol; writes docs/results.md; 30 minutes, resumes
-	@$(BIN)/python -m erase_sd.eval.results
+results: $(STAMP)  ## every method on every offline protocol; writes docs/measured/results.md; 30 minutes, resumes
+	@$(BIN)/python -m lab.results
 
-bench: $(STAMP)  ## speed and memory at real size; writes docs/performance.md; 25 GB, 15 minutes
-	@$(BIN)/python -m erase_sd.bench
+bench: $(STAMP)  ## speed and memory at real size; writes docs/measured/performance.md; 25 GB, 15 minutes
+	@$(BIN)/python -m lab.speed
 
 bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/vision.md; an hour, resumes
 	@$(BIN)/python -m erase_sd.bench.vision
 
-faults: $(STAMP)  ## kill, fill, damage: writes docs/faults.md
-	@$(BIN)/python -m erase_sd.bench.faults
+faults: $(STAMP)  ## kill, fill, damage: writes docs/measured/faults.md
+	@$(BIN)/python -m lab.faults
 
 clean:
 	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache

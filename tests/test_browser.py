@@ -179,6 +179,7 @@ def test_a_cat_goes_and_comes_back_and_a_second_concept_joins(visit, tmp_path):
 
 def test_the_lora_from_the_page_works_in_diffusers(visit, tmp_path, pipe):
     from erase_sd.eval.judge import judge
+
     from erase_sd.pipelines.sampling import generate
 
     erase(visit, "cat")

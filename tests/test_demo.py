@@ -8,14 +8,14 @@ import torch
 
 pytest.importorskip("gradio")
 
+from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.demo.classifier import forget
 from erase_sd.demo.house import House, Visit, reports_in
 from erase_sd.demo.pieces import outcome_html
 from erase_sd.demo.recipe import code, command
 from erase_sd.demo.serve import Guard, credentials
 from erase_sd.demo.studio import Limits, Shot, Studio
-from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.artifact.erasure import Erasure
 
 CAT = [Shot("cat", "a picture of a cat", s, True, "cat") for s in range(3)]
 

@@ -23,12 +23,12 @@ from transformers import (
     T5EncoderModel,
 )
 
-from erase_sd.bench.shapes import TOKENIZER
-from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.cli.main import main
 from erase_sd.fit.solve import fit
+from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 from erase_sd.text.encoder import TextEncoder
+from lab.shapes import TOKENIZER
 
 
 def t5_tokenizer():

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from erase_sd.cli.main import main
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.methods.rayleigh import rayleigh as rayleigh_edit
 from erase_sd.algebra.methods.unlink import unlink as unlink_edit
 from erase_sd.algebra.moments import SecondMoment
+from erase_sd.algebra.problem import Problem
+from erase_sd.cli.main import main
 from erase_sd.vision import METHODS, build, closed_form, load_data, make_task, measure, pgu, unlearn
 from erase_sd.vision import baselines as b
 from erase_sd.vision.layers import Layer, collect, edited, layers

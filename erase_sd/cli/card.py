@@ -32,7 +32,8 @@ def run(argv: list[str]) -> int:
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
     args = p.parse_args(argv)
     from erase_sd.artifact.card import Publication, card
-    from erase_sd.eval.report import results_of, table
+    from erase_sd.eval.report import table
+    from erase_sd.eval.run_folder import results_of
     from erase_sd.models.files import atomic_path
     from erase_sd.operations.common import load_erasure
 

@@ -16,6 +16,7 @@ from erase_sd.pipelines.loading import EMBEDDED
 
 if TYPE_CHECKING:
     from erase_sd.fit.solve import Settings
+    from erase_sd.models.checkpoint import Checkpoint
     from erase_sd.operations.common import Run, Source
 
 
@@ -92,6 +93,13 @@ def source_of(args: argparse.Namespace) -> Source:
     )
 
 
+def open_model(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint of `add_model`'s arguments; no weight is loaded."""
+    from erase_sd.operations.common import open_model as opened
+
+    return opened(args.model, source_of(args))
+
+
 def add_output(
     p: argparse.ArgumentParser, what: str, *, required: bool = True, undo: bool = False
 ) -> None:
@@ -118,10 +126,11 @@ def run_of(args: argparse.Namespace) -> Run:
     """How to run, from whatever of these arguments a command has."""
     from erase_sd.operations.common import Run
 
-    given = {
-        k: v for k, v in vars(args).items() if k in ("device", "force", "keep_undo", "dry_run")
-    }
-    return Run(**given, **({"source": source_of(args)} if "revision" in args else {}))
+    names = ("device", "force", "keep_undo", "dry_run")
+    given: dict[str, Any] = {k: v for k, v in vars(args).items() if k in names}
+    if "revision" in args:
+        given["source"] = source_of(args)
+    return Run(**given)
 
 
 def report(args: argparse.Namespace, result: Result) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
-from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.cli.common import add_model, dispatch, open_model, parser, print_json, quiet_libraries
-from erase_sd.pipelines.loading import load_pipeline
+
+if TYPE_CHECKING:
+    from erase_sd.eval.protocol import Protocol
 
 EXAMPLES = """  erase-concept eval list
-  erase-concept eval run emoji-objects --method rayleigh --method uce --method unlink --out results/objects
+  erase-concept eval run emoji-objects --method two-sided --method uce --out results/objects
   erase-concept eval run i2p-nudity --model ./sd14 --erasure ./sd14-safe --out results/nudity
-  erase-concept eval run imagenette-classwise --model ./sd14 --method rayleigh --limit 10 --out try
-  accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --method rayleigh --out results/nudity
+  erase-concept eval run imagenette-classwise --model ./sd14 --method two-sided --limit 10 --out try
+  accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --out results/nudity
   erase-concept eval compare results/objects results/other
   erase-concept eval report results/objects --out objects.html
 
-A run that was interrupted goes on where it stopped when the same command is given again. The original model is
-always drawn as well. Results with different protocol hashes are not comparable, and `compare` refuses them."""
+A run that was interrupted goes on where it stopped when the same command is given again. The
+original model is always drawn as well. Results with different protocol hashes are not comparable,
+and `compare` refuses them."""
 
 
 def run(argv: list[str]) -> int:
@@ -53,15 +55,26 @@ def _list(argv: list[str]) -> int:
     return 0
 
 
-def _add_protocol(p: Any) -> None:
+def _add_protocol(p: argparse.ArgumentParser) -> None:
     p.add_argument("protocol", help="name (see `eval list`) or a YAML file")
-    p.add_argument("--data", type=Path, metavar="CSV", help="the protocol's prompts, if they are not within reach")
-    p.add_argument("--limit", type=int, help="only so many rows of every group and role (another hash)")
-    p.add_argument("--steps", type=int, help="denoising steps instead of the protocol's (another hash)")
-    p.add_argument("--batch", type=int, help="images at once instead of the protocol's (another hash)")
+    p.add_argument(
+        "--data",
+        type=Path,
+        metavar="CSV",
+        help="the protocol's prompts, if they are not within reach",
+    )
+    p.add_argument(
+        "--limit", type=int, help="only so many rows of every group and role (another hash)"
+    )
+    p.add_argument(
+        "--steps", type=int, help="denoising steps instead of the protocol's (another hash)"
+    )
+    p.add_argument(
+        "--batch", type=int, help="images at once instead of the protocol's (another hash)"
+    )
 
 
-def _protocol(args: Any) -> Any:
+def _protocol(args: argparse.Namespace) -> Protocol:
     from erase_sd.eval.protocol import load_protocol
 
     overrides = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k) is not None}
@@ -72,7 +85,11 @@ def _protocol(args: Any) -> Any:
 
 
 def _show(argv: list[str]) -> int:
-    p = parser("eval show", "A protocol with its hash and first rows.", "  erase-concept eval show emoji-objects")
+    p = parser(
+        "eval show",
+        "A protocol with its hash and first rows.",
+        "  erase-concept eval show emoji-objects",
+    )
     _add_protocol(p)
     p.add_argument("--json", action="store_true")
     args = p.parse_args(argv)
@@ -90,168 +107,112 @@ def _show(argv: list[str]) -> int:
     return 0
 
 
-def _run(argv: list[str]) -> int:
+def _run_parser() -> argparse.ArgumentParser:
     p = parser(
-        "eval run", "Draw, judge, measure; resumable; many processes by `accelerate launch` or `torchrun`.", EXAMPLES
+        "eval run",
+        "Draw, judge, measure; resumable; many processes by `accelerate launch` or `torchrun`.",
+        EXAMPLES,
     )
     _add_protocol(p)
     add_model(p)
     p.add_argument(
-        "--erasure", action="append", type=Path, default=[], help="erasure file, or folder that holds one; repeatable"
+        "--erasure",
+        action="append",
+        type=Path,
+        default=[],
+        help="erasure file, or folder that holds one; repeatable",
     )
     p.add_argument(
         "--method",
         action="append",
         default=[],
-        choices=METHODS,
+        choices=list(METHODS),
         help="erase each of the protocol's concepts by this method, at its defaults; repeatable",
     )
-    p.add_argument("--robust", action="store_true", help=f"also the default method ({DEFAULT}) in robust mode")
-    p.add_argument("--also", action="append", type=Path, default=[], help="another checkpoint folder; repeatable")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, mps; under accelerate launch each process has its own")
-    p.add_argument("--out", type=Path, required=True, help="folder of the run (resumed if it exists)")
+    p.add_argument(
+        "--robust", action="store_true", help=f"also the default method ({DEFAULT}) in robust mode"
+    )
+    p.add_argument(
+        "--also",
+        action="append",
+        type=Path,
+        default=[],
+        help="another checkpoint folder; repeatable",
+    )
+    p.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, cuda, mps; under accelerate launch each process has its own",
+    )
+    p.add_argument(
+        "--out", type=Path, required=True, help="folder of the run (resumed if it exists)"
+    )
     p.add_argument("--dry-run", action="store_true", help="say what would be drawn")
     p.add_argument("--json", action="store_true", help="the results on stdout")
-    args = p.parse_args(argv)
+    return p
+
+
+def _run(argv: list[str]) -> int:
+    args = _run_parser().parse_args(argv)
     quiet_libraries()
     from accelerate import PartialState
 
-    from erase_sd.eval.runner import batches, draw, measure, prepare, start_run
+    from erase_sd.eval.report import table
+    from erase_sd.eval.run_folder import batches
+    from erase_sd.eval.runner import Share, evaluate
+    from erase_sd.eval.variants import Asked, pipelines_of, variants_of
 
     state = PartialState(cpu=args.device == "cpu")
-    protocol = _protocol(args)
-    variants, pipeline = _variants(args, protocol, str(state.device) if args.device == "cuda" else args.device)
+    protocol, base = _protocol(args), open_model(args)
+    files = _by_name(args.erasure)
+    asked = Asked(files, tuple(args.method), args.robust, tuple(args.also))
+    variants = variants_of(asked, protocol, base, str(args.model))
     if args.dry_run:
-        images = len(protocol.rows) * len(variants)
-        print(f"{protocol.name} {protocol.hash}: {images} images of {len(variants)} variants, {len(batches(protocol))} "
-              f"batches each: {', '.join(v.name for v in variants)}")  # fmt: skip
+        each, names = len(batches(protocol)), ", ".join(v.name for v in variants)
+        images = f"{len(protocol.rows) * len(variants)} images of {len(variants)} variants"
+        print(f"{protocol.name} {protocol.hash}: {images}, {each} batches each: {names}")
         return 0
-    if state.is_main_process:
-        prepare(protocol)
-        start_run(protocol, variants, args.out)
-    state.wait_for_everyone()
-    draw(protocol, variants, pipeline, args.out, process=state.process_index, processes=state.num_processes)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        result = measure(protocol, variants, args.out)
-        if args.json:
-            print_json(result)
-        else:
-            from erase_sd.eval.report import table
-
-            print("\n".join(table([result])))
-            print(f"\nresults  {args.out / 'results.json'}")
+    device = str(state.device) if args.device == "cuda" else args.device
+    pipeline = pipelines_of(protocol, base, variant=args.variant, device=device)
+    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
+    result = evaluate(protocol, variants, pipeline, args.out, share)
+    if result is not None and args.json:
+        print_json(result)
+    elif result is not None:
+        print("\n".join(table([result])))
+        print(f"\nresults  {args.out / 'results.json'}")
     return 0
 
 
-def _variants(args: Any, protocol: Any, device: str) -> tuple[list[Any], Callable[[str], Any]]:
-    """The original, and everything that was asked for beside it."""
-    from erase_sd.artifact.erasure import Erasure
-    from erase_sd.cli.apply import erasure_path
-    from erase_sd.eval.runner import ORIGINAL, Variant
-    from erase_sd.models.checkpoint import Checkpoint
-    from erase_sd.models.files import file_hash
-    from erase_sd.models.opening import open_checkpoint
-    from erase_sd.prompts import read_prompts
+def _by_name(given: list[Path]) -> dict[str, Path]:
+    """Erasure files by the name of what was given; the folder's, where that holds one."""
+    from erase_sd.operations.common import erasure_path
 
-    base = open_model(args)
-    weights, encoder = base.weights(), cache(lambda: base.encoder())
-
-    identity = {"model": str(args.model), "weights": _all(weights)}
-    variants = [Variant(ORIGINAL, "", identity)]
-    for given in args.erasure:
-        path = erasure_path(given)
-        erasure = Erasure.load(path)
-        erasure.check_base(weights)
-        about: dict[str, Any] = identity | {
-            "erasure": path.name,
-            "sha256": file_hash(path),
-            "concepts": list(erasure.names),
-        }
-        variants.append(Variant(given.name.removesuffix(".safetensors"), "", about, partial(_same, erasure)))
-    wanted: list[tuple[str, dict[str, Any]]] = [(m, {}) for m in args.method]
-    if args.robust:
-        wanted.append((DEFAULT, {"robust": True}))
-    for method, options in wanted:
-        missing = [g for g in protocol.groups if g not in protocol.forget]
-        if missing:
-            raise ValueError(
-                f"the protocol names nothing to forget for {missing[0]!r}; give --erasure instead of --method"
-            )
-
-        @cache
-        def made(group: str, method: str = method, robust: bool = bool(options)) -> Erasure:
-            from erase_sd.fit.solve import fit
-
-            forget = read_prompts(list(protocol.forget[group]), what="forget")
-            own = {n: weights[n] for n in base.sites(kinds=METHODS[method].kinds)}
-            return fit(encoder(), forget, method=method, name=group, weights=own, robust=robust)
-
-        name = method + ("-robust" if options else "")
-        about = identity | {"method": method, "options": METHODS[method].options | options}
-        variants.append(Variant(name, "", about, made))
-    for path in args.also:
-        own = Checkpoint.erasure_file(path)
-        about = {"model": str(path), "weights": _all(open_checkpoint(path).weights())}
-        variants.append(Variant(path.name, str(path), about, baked=Erasure.load(own) if own.is_file() else None))
-    names = [v.name for v in variants]
+    names = [g.name.removesuffix(".safetensors") for g in given]
     if len(set(names)) < len(names):
         raise ValueError(f"two variants of one name in {', '.join(names)}; rename a file")
-
-    @cache
-    def pipeline(where: str) -> Any:
-        pipe = load_pipeline(Path(where) if where else base, variant=args.variant, device=device)
-        if protocol.generation.scheduler:
-            import diffusers
-
-            kind = getattr(diffusers, protocol.generation.scheduler, None)
-            if kind is None:
-                raise ValueError(f"diffusers has no scheduler {protocol.generation.scheduler}")
-            pipe.scheduler = kind.from_config(pipe.scheduler.config)
-        return pipe
-
-    return variants, pipeline
-
-
-def _all(weights: Any) -> str:
-    """One hash over all tensors that read text."""
-    import hashlib
-
-    from erase_sd.models.files import tensor_hash
-
-    return hashlib.sha256("".join(tensor_hash(w) for _, w in sorted(weights.items())).encode()).hexdigest()[:16]
-
-
-def _same(erasure: Any, group: str) -> Any:
-    """One erasure for every group."""
-    return erasure
-
-
-def results_of(path: Path) -> dict[str, Any]:
-    """The results of a run, from its folder or its results.json."""
-    file = path / "results.json" if path.is_dir() else path
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        value["protocol"]["hash"], value["variants"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no results of `eval run`") from error
-    return value
+    return {name: erasure_path(g) for name, g in zip(names, given, strict=True)}
 
 
 def _compare(argv: list[str]) -> int:
     p = parser("eval compare", "Results side by side, if they are comparable.",
                "  erase-concept eval compare results/objects results/other")  # fmt: skip
     p.add_argument("results", nargs="+", type=Path, help="folders of runs, or their results.json")
-    p.add_argument("--anyway", action="store_true", help="although the protocols differ; the output says so")
+    p.add_argument(
+        "--anyway", action="store_true", help="although the protocols differ; the output says so"
+    )
     p.add_argument("--json", action="store_true")
     args = p.parse_args(argv)
     from erase_sd.eval.report import table
+    from erase_sd.eval.run_folder import results_of
 
     results = [results_of(r) for r in args.results]
     hashes = {r["protocol"]["hash"] for r in results}
     if len(hashes) > 1 and not args.anyway:
         told = ", ".join(f"{r['protocol']['name']} {r['protocol']['hash']}" for r in results)
-        raise ValueError(f"these numbers are not comparable: {told}; --anyway shows them all the same")
+        raise ValueError(
+            f"these numbers are not comparable: {told}; --anyway shows them all the same"
+        )
     if args.json:
         print_json({"comparable": len(hashes) == 1, "results": results})
     else:
@@ -269,6 +230,7 @@ def _report(argv: list[str]) -> int:
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
     args = p.parse_args(argv)
     from erase_sd.eval.report import page
+    from erase_sd.eval.run_folder import results_of
     from erase_sd.models.files import atomic_path
 
     out = args.out or args.run / "report.html"

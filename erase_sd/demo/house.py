@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from erase_sd.demo.studio import Shot, Studio
 from erase_sd.artifact.erasure import Erasure
+from erase_sd.demo.studio import Shot, Studio
 
 STAY = 6 * 3600  # seconds that a visit's work is kept
 MODELS = 2  # models in memory at once

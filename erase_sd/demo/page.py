@@ -16,13 +16,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from erase_sd.algebra.methods import DEFAULT, METHODS
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.demo import classifier
 from erase_sd.demo.house import STAY, House, Visit, reports_in
 from erase_sd.demo.pieces import large, pair, preflight_html, scores_html
 from erase_sd.demo.recipe import code, command
 from erase_sd.demo.studio import Studio
-from erase_sd.artifact.erasure import Erasure
-from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.prompts import set_names
 
 INTRO = """# Take a concept out

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.demo.house import Visit
 from erase_sd.demo.studio import Studio
-from erase_sd.artifact.erasure import Erasure
 
 if TYPE_CHECKING:
     from erase_sd.demo.classifier import Outcome

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from erase_sd.demo.recipe import file_name
 from erase_sd.artifact.erasure import Erasure, combine
+from erase_sd.demo.recipe import file_name
 from erase_sd.fit.preflight import Words
 
 BATCH = 4  # images between two looks at whether the visitor has cancelled

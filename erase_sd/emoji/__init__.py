@@ -1,1 +1,1 @@
-"""The embedded model: a world, its pictures, three networks trained on them, their measurement."""
+"""The embedded model: its world, its pictures, its judge and its shipped weights."""

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import zipfile
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from erase_sd.emoji.world import HERE, SIZE, Scene, load_world
-
-SPRITES = HERE / "weights" / "sprites.zip"
-
-
-def build_sprites(source: Path, target: Path = SPRITES) -> int:
-    """Pick the world's pictures out of the full picture set.
-
-    Args:
-        source: `emoji.zip`: RGBA webp pictures with `metadata.csv` (file_name, artist, label).
-        target: Archive to write, `ARTIST/OBJECT.webp` for every object an artist drew.
-
-    Returns:
-        How many pictures were written.
-    """
-    world = load_world()
-    wanted = {c.emoji: c.name for c in world.concepts}
-    with zipfile.ZipFile(source) as z:
-        rows = list(csv.DictReader(io.TextIOWrapper(z.open("metadata.csv"), "utf-8")))
-        files = {
-            f"{r['artist']}/{wanted[r['label']]}.webp": z.read(r["file_name"])
-            for r in rows
-            if r["label"] in wanted and r["artist"] in world.artists
-        }
-    missing = set(world.names) - {Path(f).stem for f in files}
-    if missing:
-        raise ValueError(f"no picture in {source} for: {', '.join(sorted(missing))}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w") as z:
-        for name in sorted(files):  # fixed order and date: the archive is reproducible
-            z.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), files[name])
-    return len(files)
+from erase_sd.emoji.scenes import Scene
+from erase_sd.emoji.world import SIZE, SPRITES, load_world
 
 
 @cache
@@ -62,23 +30,20 @@ def load_sprites() -> dict[tuple[int, int], Image.Image]:
     return sprites
 
 
-@cache
-def available_objects() -> tuple[tuple[int, ...], ...]:
-    """For each artist, the indices of the objects it drew."""
-    keys = load_sprites()
-    n = len(load_world().artists)
-    return tuple(tuple(sorted(o for a, o in keys if a == artist)) for artist in range(n))
-
-
 def render(scene: Scene) -> np.ndarray:
     """Draw a scene.
 
     Returns:
         `(64, 64, 3)` uint8, sRGB.
+
+    >>> render(Scene((0,), 0, "blue", ("big",), 1)).shape
+    (64, 64, 3)
     """
     rng = np.random.default_rng(scene.pose_seed)
     colour = np.asarray(load_world().backgrounds[scene.background]) + rng.integers(-10, 11, 3)
-    canvas = Image.new("RGBA", (SIZE, SIZE), (*np.clip(colour, 0, 255).tolist(), 255)).convert("RGBa")
+    canvas = Image.new("RGBA", (SIZE, SIZE), (*np.clip(colour, 0, 255).tolist(), 255)).convert(
+        "RGBa"
+    )
     pair = len(scene.objects) == 2
     left_first = bool(rng.random() < 0.5)
     for i, (index, size) in enumerate(zip(scene.objects, scene.sizes, strict=True)):
@@ -95,22 +60,17 @@ def render(scene: Scene) -> np.ndarray:
         if rng.random() < 0.5:
             sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         angle = np.deg2rad(rng.uniform(-12, 12))
-        # Resize first (antialiased), then rotate about the centre and shift, so small sprites stay clean.
+        # Resize first (antialiased), then rotate about the centre and shift, so small sprites stay
+        # clean.
         px = max(8, round(extent))
         sprite = sprite.resize((px, px), Image.Resampling.LANCZOS, reducing_gap=None)
         c, s, h = np.cos(angle), np.sin(angle), px / 2
         affine = (c, s, h - c * cx - s * cy, -s, c, h + s * cx - c * cy)
-        layer = sprite.transform((SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+        layer = sprite.transform(
+            (SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
+        )
         top = np.asarray(layer, np.float32)
         under = np.asarray(canvas, np.float32)
         mixed = top + under * (1 - top[..., 3:] / 255)
         canvas = Image.fromarray(np.clip(mixed, 0, 255).round().astype(np.uint8), "RGBa")
     return np.asarray(canvas.convert("RGB"))
-
-
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m erase_sd.emoji.render emoji.zip   (writes the world's sprites.zip)")
-    print(f"{build_sprites(Path(sys.argv[1]))} pictures in {SPRITES}")

@@ -1,60 +1,71 @@
-"""Generate before and after at equal seeds, and let the judge count."""
+"""Generate before and after at equal seeds, and let a detector count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from erase_sd.emoji.world import Concept, load_world
-from erase_sd.eval.judge import judge
+from erase_sd._named import resolve
+from erase_sd.eval.detectors import Detector, DetectorSpec
+from erase_sd.eval.metrics import pixel_change
 from erase_sd.eval.sheet import Row, before_after_sheet
 from erase_sd.pipelines.sampling import generate
 
-# Not the sentences an edit is usually built from.
-TEST_TEMPLATES = ("a picture of a {}", "a {} on a blue background", "an emoji of a {} by noto", "{}")
+SUBJECTS = "erase_sd.emoji.subjects:subjects_for"  # a world of everyday things, in families
+_ON_SHEET = 3  # pictures of a subject
+
+
+class Subject(Protocol):
+    """One thing to look at: prompts, what a detector should find in them, whether it should go."""
+
+    @property
+    def label(self) -> str:
+        """For people."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What to draw, in turn."""
+
+    @property
+    def target(self) -> str | None:
+        """Label that a detector should give; None if it knows none."""
+
+    @property
+    def forget(self) -> bool:
+        """Whether it should go."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One thing to look at: its prompts and, in the embedded world, the object the judge should find."""
+class Drawing:
+    """How the pictures are made.
 
-    label: str
-    prompts: tuple[str, ...]
-    target: str | None
-    forget: bool
+    Attributes:
+        images: Of each subject.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale.
+    """
+
+    images: int = 4
+    steps: int = 20
+    guidance: float = 7.5
 
 
 def subjects_for(forget: Sequence[str], *, bystanders: int = 8) -> list[Subject]:
-    """Forget prompts, then look-alikes of the same family, then objects of all other families."""
-    world = load_world()
-    hit = [(p, _concept_in(p)) for p in forget]
-    gone = {c.name for _, c in hit if c}
-    subjects = [
-        Subject(p, _test_prompts(p), c.name if c else None, True)
-        for p, c in hit[:4]  # a long list shows its first four
-    ]
-    families = {c.family for _, c in hit if c}
-    near = [c for c in world.concepts if c.family in families and c.name not in gone]
-    far = [world.family(f)[0] for f in dict.fromkeys(c.family for c in world.concepts) if f not in families]
-    chosen = [*near[: bystanders // 2], *far][:bystanders]
-    return subjects + [Subject(c.name, _test_prompts(c.name), c.name, False) for c in chosen if c.name not in gone]
+    """What to look at when some prompts are forgotten: they, look-alikes, and other things.
 
+    Args:
+        forget: What is erased.
+        bystanders: How many things that should stay.
 
-def _concept_in(prompt: str) -> Concept | None:
-    """The world's object that a prompt names, longest noun first."""
-    words = f" {prompt.lower()} "
-    pairs = sorted(((n, c) for c in load_world().concepts for n in c.all_names), key=lambda p: -len(p[0]))
-    return next((c for n, c in pairs if f" {n} " in words), None)
-
-
-def _test_prompts(noun: str) -> tuple[str, ...]:
-    if len(noun.split()) > 3:  # already a sentence
-        return (noun,)
-    return tuple(t.format(noun) for t in TEST_TEMPLATES)
+    >>> [s.label for s in subjects_for(["cat"], bystanders=2)]
+    ['cat', 'dog', 'tiger']
+    """
+    found: list[Subject] = resolve(SUBJECTS)(forget, bystanders=bystanders)
+    return found
 
 
 def compare(
@@ -62,62 +73,77 @@ def compare(
     subjects: Sequence[Subject],
     apply: Callable[[], object],
     *,
-    images: int = 4,
-    counted: bool = True,
-    steps: int = 20,
-    guidance: float = 3.0,
+    judge: str | None,
+    drawing: Drawing,
     title: str = "",
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Generate every subject before and after `apply()` and judge both.
+    """Generate every subject before and after `apply()` and count in both.
 
     Args:
         pipe: The pipeline, unedited.
         subjects: What to draw.
         apply: Edits the pipeline.
-        images: Images per subject.
-        counted: Whether the judge counts; it knows the embedded world and nothing else.
-        steps: Denoising steps.
-        guidance: Guidance scale.
+        judge: Name of the detector that knows the subjects' targets; None counts nothing.
+        drawing: How the pictures are made.
         title: Heading of the sheet.
 
     Returns:
         JSON-ready scores, and the sheet (three seeds a subject).
+
+    Raises:
+        ValueError: If there are no subjects or no images to draw.
     """
-    prompts = [s.prompts[i % len(s.prompts)] for s in subjects for i in range(images)]
-    seeds = [i for _ in subjects for i in range(images)]
-    options: dict[str, Any] = {"steps": steps, "guidance": guidance}
-    before = generate(pipe, prompts, seeds, progress="before", **options)
+    count = drawing.images
+    if not subjects or count < 1:
+        raise ValueError(f"expected subjects and images, got {len(subjects)} and {count}")
+    prompts = [s.prompts[i % len(s.prompts)] for s in subjects for i in range(count)]
+    seeds = [i for _ in subjects for i in range(count)]
+
+    def draw(when: str) -> list[Image.Image]:
+        options = {"steps": drawing.steps, "guidance": drawing.guidance}
+        return generate(pipe, prompts, seeds, progress=when, **options)  # type: ignore[arg-type]
+
+    before = draw("before")
     apply()
-    after = generate(pipe, prompts, seeds, progress="after", **options)
-    nothing = [""] * len(prompts)
-    top_before, top_after = (judge(before).top, judge(after).top) if counted else (nothing, nothing)
-    rows, table = [], []
+    after = draw("after")
+    detector = DetectorSpec(judge).load() if judge else None
+    table, rows = [], []
     for i, subject in enumerate(subjects):
-        part = slice(i * images, (i + 1) * images)
-        entry: dict[str, Any] = {"subject": subject.label, "forget": subject.forget, "images": images}
-        if subject.target and counted:
-            entry["before"] = float(np.mean([t == subject.target for t in top_before[part]]))
-            entry["after"] = float(np.mean([t == subject.target for t in top_after[part]]))
-        pairs = zip(before[part], after[part], strict=True)
-        entry["pixel_change"] = float(np.mean([_distance(a, b) for a, b in pairs]))
-        table.append(entry)
+        part = slice(i * count, (i + 1) * count)
+        table.append(_entry(subject, before[part], after[part], detector))
         group = "to forget" if subject.forget else "to keep"
-        rows.append(Row(subject.label, group, tuple(before[part][:3]), tuple(after[part][:3])))
+        shown = tuple(before[part][:_ON_SHEET]), tuple(after[part][:_ON_SHEET])
+        rows.append(Row(subject.label, group, *shown))
     scores: dict[str, Any] = {
-        "judge": "erase_sd.emoji judge, top object" if counted else None,
-        "steps": steps,
-        "guidance": guidance,
+        "judge": judge,
+        "steps": drawing.steps,
+        "guidance": drawing.guidance,
         "images": len(prompts),
         "subjects": table,
     }
     for key, wanted in (("forget", True), ("retain", False)):
-        group_rows = [r for r in table if r["forget"] is wanted and "before" in r]
-        if group_rows:
-            scores[key] = {k: float(np.mean([r[k] for r in group_rows])) for k in ("before", "after")}
+        counted = [r for r in table if r["forget"] is wanted and "before" in r]
+        if counted:
+            scores[key] = {k: float(np.mean([r[k] for r in counted])) for k in ("before", "after")}
     return scores, before_after_sheet(rows, title=title)
 
 
-def _distance(a: Image.Image, b: Image.Image) -> float:
-    """Mean absolute difference of two images, 0..1."""
-    x, y = (np.asarray(i.convert("RGB"), np.float32) for i in (a, b))
-    return float(np.abs(x - y).mean() / 255)
+def _entry(
+    subject: Subject,
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
+    detector: Detector | None,
+) -> dict[str, Any]:
+    """One subject's numbers: how often it is found, and how much its pictures changed."""
+    entry: dict[str, Any] = {
+        "subject": subject.label, "forget": subject.forget, "images": len(before)
+    }  # fmt: skip
+    if subject.target and detector is not None:
+        for key, images in (("before", before), ("after", after)):
+            found = [subject.target in record["labels"] for record in detector(images)]
+            entry[key] = float(np.mean(found))
+    pixels = [
+        np.stack([np.asarray(i.convert("RGB")) for i in images]) for images in (before, after)
+    ]
+    entry["pixel_change"] = float(pixel_change(pixels[0], pixels[1]).mean())
+    return entry

@@ -41,14 +41,18 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
 
 
 def _percent(interval: dict[str, float]) -> str:
-    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return (
+        f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    )
 
 
 def table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown table of all variants of some results; brackets are 95 % bootstrap intervals."""
     rows = []
     for result in results:
-        for name, numbers in sorted(result["variants"].items(), key=lambda item: item[0] != "original"):
+        for name, numbers in sorted(
+            result["variants"].items(), key=lambda item: item[0] != "original"
+        ):
             rows.append((result["protocol"], name, cells(numbers)))
     columns = list(dict.fromkeys(c for _, _, found in rows for c in found))
     many = len(results) > 1
@@ -56,9 +60,13 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for protocol, name, found in rows:
         first = [f"{protocol['name']} {protocol['hash']}"] if many else []
-        lines.append("| " + " | ".join([*first, name, *(found.get(c, "-") for c in columns)]) + " |")
+        lines.append(
+            "| " + " | ".join([*first, name, *(found.get(c, "-") for c in columns)]) + " |"
+        )
     if not many:
-        lines.append(f"\nprotocol {results[0]['protocol']['name']}, hash {results[0]['protocol']['hash']}")
+        lines.append(
+            f"\nprotocol {results[0]['protocol']['name']}, hash {results[0]['protocol']['hash']}"
+        )
     return lines
 
 
@@ -74,17 +82,20 @@ def _picture(path: Path, size: int = 96) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
-table { border-collapse: collapse; margin: 1em 0 } th, td { border-bottom: 1px solid #ccc; padding: .3em .7em;
-text-align: left } th { background: #f3f3f3 } td.bad { background: #fde0e0 } td.good { background: #e2f3e2 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+  color: #1b1b1b }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { border-bottom: 1px solid #ccc; padding: .3em .7em; text-align: left }
+th { background: #f3f3f3 } td.bad { background: #fde0e0 } td.good { background: #e2f3e2 }
 img { image-rendering: pixelated; display: block } code { background: #f3f3f3; padding: 0 .3em }
-@media (prefers-color-scheme: dark) { body { background: #161616; color: #ddd } th, code { background: #2a2a2a }
-td.bad { background: #512 } td.good { background: #143 } th, td { border-color: #444 } }
+@media (prefers-color-scheme: dark) { body { background: #161616; color: #ddd }
+  th, code { background: #2a2a2a } td.bad { background: #512 } td.good { background: #143 }
+  th, td { border-color: #444 } }
 """
 
 
 def page(result: dict[str, Any], run: Path) -> str:
-    """A page with tables, a plot, and every prompt beside its pictures before and after; no external request.
+    """A page with tables, a plot, and every prompt beside its pictures; no external request.
 
     Args:
         result: Contents of `results.json`.
@@ -96,11 +107,13 @@ def page(result: dict[str, Any], run: Path) -> str:
     protocol = result["protocol"]
     names = list(result["variants"])
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'>",
         f"<title>{html.escape(protocol['name'])}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(protocol['name'])}</h1>",
-        f"<p>{protocol['rows']} images for each variant; protocol hash <code>{protocol['hash']}</code>. Numbers with "
-        "another hash are not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
+        f"<p>{protocol['rows']} images for each variant; protocol hash "
+        f"<code>{protocol['hash']}</code>. Numbers with another hash are "
+        "not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
         _html_table(result),
         _plot(result),
         "<h2>By concept</h2>",
@@ -109,32 +122,47 @@ def page(result: dict[str, Any], run: Path) -> str:
         _certificates(result),
         "<h2>Every prompt</h2>",
     ]
+    parts += _every_prompt(names, run)
+    how = html.escape(json.dumps(protocol, indent=1))
+    parts.append(f"<h2>How</h2><pre>{how}</pre>")
+    for name in names:
+        about = json.dumps(result["variants"][name]["about"], indent=1)
+        parts.append(f"<h3>{html.escape(name)}</h3><pre>{html.escape(about)}</pre>")
+    return "\n".join(parts) + "</html>\n"
+
+
+def _manifests(names: Sequence[str], run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every variant's images, from what the run wrote."""
     manifests = {}
     for name in names:
         path = run / name / "manifest.jsonl"
         if not path.is_file():
             raise ValueError(f"{path} is missing: the report needs the run's images")
-        manifests[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for entry in manifests[name]:  # a foreign manifest must not show other files of this machine
+        lines = path.read_text(encoding="utf-8").splitlines()
+        manifests[name] = [json.loads(line) for line in lines]
+        for entry in manifests[
+            name
+        ]:  # a foreign manifest must not show other files of this machine
             if not (run / name / entry["file"]).resolve().is_relative_to((run / name).resolve()):
                 raise ValueError(f"{path} names {entry['file']}, which is not in the run's folder")
-    rows = manifests[names[0]]
+    return manifests
+
+
+def _every_prompt(names: Sequence[str], run: Path) -> list[str]:
+    """Every prompt beside its pictures; of many an even choice."""
+    manifests = _manifests(names, run)
+    rows, parts = manifests[names[0]], []
     shown = rows if len(rows) <= _SHOWN else rows[:: -(-len(rows) // _SHOWN)]
     if len(shown) < len(rows):
         parts.append(f"<p>{len(shown)} of {len(rows)}, evenly spread; the manifests list all.</p>")
-    parts.append("<table><tr><th>prompt<th>role<th>seed" + "".join(f"<th>{html.escape(n)}" for n in names))
+    head = "".join(f"<th>{html.escape(n)}" for n in names)
+    parts.append(f"<table><tr><th>prompt<th>role<th>seed{head}")
     by_id = {n: {e["id"]: e for e in m} for n, m in manifests.items()}
     for row in shown:
-        parts.append(
-            f"<tr><td>{html.escape(row['prompt'])}<td>{row['role']}: {html.escape(row['group'])}<td>{row['seed']}"
-        )
-        for n in names:
-            parts.append("<td>" + _picture(run / n / by_id[n][row["id"]]["file"]))
-    parts.append("</table><h2>How</h2><pre>" + html.escape(json.dumps(protocol, indent=1)) + "</pre>")
-    for name in names:
-        about = json.dumps(result["variants"][name]["about"], indent=1)
-        parts.append(f"<h3>{html.escape(name)}</h3><pre>{html.escape(about)}</pre>")
-    return "\n".join(parts) + "</html>\n"
+        told = [row["prompt"], f"{row['role']}: {row['group']}", str(row["seed"])]
+        parts.append("<tr>" + "".join(f"<td>{html.escape(t)}" for t in told))
+        parts += ["<td>" + _picture(run / n / by_id[n][row["id"]]["file"]) for n in names]
+    return [*parts, "</table>"]
 
 
 def _html_table(result: dict[str, Any]) -> str:
@@ -150,7 +178,9 @@ def _html_table(result: dict[str, Any]) -> str:
 
 def _groups(result: dict[str, Any]) -> str:
     """UA and RA of every concept under every variant."""
-    variants = {n: v["accuracy"]["groups"] for n, v in result["variants"].items() if "accuracy" in v}
+    variants = {
+        n: v["accuracy"]["groups"] for n, v in result["variants"].items() if "accuracy" in v
+    }
     if not variants:
         return "<p>No accuracy in this protocol.</p>"
     groups = list(next(iter(variants.values())))
@@ -160,8 +190,18 @@ def _groups(result: dict[str, Any]) -> str:
         for found in variants.values():
             for name in ("UA", "RA"):
                 value = found.get(group, {}).get(name)
-                kind = "" if value is None else "good" if value >= 0.9 else "bad" if value < 0.7 else ""
-                lines.append(f'<td class="{kind}">' + ("-" if value is None else f"{100 * value:.0f}"))
+                kind = (
+                    ""
+                    if value is None
+                    else "good"
+                    if value >= 0.9
+                    else "bad"
+                    if value < 0.7
+                    else ""
+                )
+                lines.append(
+                    f'<td class="{kind}">' + ("-" if value is None else f"{100 * value:.0f}")
+                )
     return "".join(lines) + "</table>"
 
 
@@ -175,12 +215,20 @@ def _certificates(result: dict[str, Any]) -> str:
         "norm": "gain",
         "revivable": "revivable",
     }
-    lines = ["<table><tr><th>variant<th>concept" + "".join(f"<th>{c}" for c in columns.values()) + "<th>spectrum"]
+    lines = [
+        "<table><tr><th>variant<th>concept"
+        + "".join(f"<th>{c}" for c in columns.values())
+        + "<th>spectrum"
+    ]
     for variant, numbers in result["variants"].items():
         for concepts in numbers.get("certificates", {}).values():
             for concept, values in concepts.items():
-                cells_ = "".join(f"<td>{values.get(c, '-'):.3g}" if c in values else "<td>-" for c in columns)
-                lines.append(f"<tr><th>{html.escape(variant)}<td>{html.escape(concept)}{cells_}<td>")
+                cells_ = "".join(
+                    f"<td>{values.get(c, '-'):.3g}" if c in values else "<td>-" for c in columns
+                )
+                lines.append(
+                    f"<tr><th>{html.escape(variant)}<td>{html.escape(concept)}{cells_}<td>"
+                )
                 lines.append(_bars(values.get("spectrum", [])))
     return "".join(lines) + "</table>" if len(lines) > 1 else "<p>No erasures in this run.</p>"
 
@@ -206,11 +254,13 @@ def _plot(result: dict[str, Any]) -> str:
     for name, ua, ra in points:
         x, y = round(60 + 320 * ra), round(340 - 300 * ua)
         dots += f'<circle cx="{x}" cy="{y}" r="5" fill="#b00020"/>'
-        dots += f'<text x="{x + 8}" y="{y + 4}" font-size="12" fill="currentColor">{html.escape(name)}</text>'
+        dots += f'<text x="{x + 8}" y="{y + 4}" font-size="12" fill="currentColor">'
+        dots += f"{html.escape(name)}</text>"
     return (
         '<svg viewBox="0 0 520 390" width="520" role="img" aria-label="forgotten against retained">'
         '<rect x="60" y="40" width="320" height="300" fill="none" stroke="currentColor"/>'
         '<text x="150" y="375" fill="currentColor">retained (RA), 0 to 1</text>'
-        '<text x="20" y="260" transform="rotate(-90 20 260)" fill="currentColor">forgotten (UA), 0 to 1</text>'
+        '<text x="20" y="260" transform="rotate(-90 20 260)" fill="currentColor">'
+        "forgotten (UA), 0 to 1</text>"
         f"{dots}</svg>"
     )

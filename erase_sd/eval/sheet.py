@@ -42,7 +42,9 @@ def before_after_sheet(rows: Sequence[Row], *, cell: int = 112, title: str = "")
     draw.text((right, y), "after, same seeds", fill="#555", font=font)
     y += 26
     for group in groups:
-        draw.text((margin, y + 2), group, fill="#b00020" if group == groups[0] else "#1b5e20", font=bold)
+        draw.text(
+            (margin, y + 2), group, fill="#b00020" if group == groups[0] else "#1b5e20", font=bold
+        )
         y += 28
         for row in (r for r in rows if r.group == group):
             for i, line in enumerate(_wrap(row.label, 20)[:5]):

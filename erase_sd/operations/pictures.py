@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.eval.before_after import compare, subjects_for
+from erase_sd.eval.before_after import Drawing, compare, subjects_for
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.operations.common import Run
 from erase_sd.pipelines.live import apply_to_pipeline
-from erase_sd.pipelines.loading import is_embedded, load_pipeline
+from erase_sd.pipelines.loading import load_pipeline, usual
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def wanted(checkpoint: Checkpoint, pictures: Pictures | None) -> int:
         return 0
     if pictures.count is not None:
         return pictures.count
-    return 8 if is_embedded(checkpoint.path) else 0
+    return usual(checkpoint.path).images
 
 
 def draw(
@@ -50,15 +50,13 @@ def draw(
 ) -> tuple[dict[str, Any], Image.Image]:
     """Scores, JSON-ready, and the sheet."""
     pipe = load_pipeline(checkpoint, variant=run.source.variant, device=run.device)
-    embedded = is_embedded(checkpoint.path)
+    known = usual(checkpoint.path)
     return compare(
         pipe,
         subjects_for(forget),
         lambda: apply_to_pipeline(pipe, erasure, allow_other_base=True),
-        images=wanted(checkpoint, pictures),
-        counted=embedded,
-        guidance=3.0 if embedded else 7.5,
-        steps=pictures.steps,
+        judge=known.judge,
+        drawing=Drawing(wanted(checkpoint, pictures), pictures.steps, known.guidance),
         title=f"without {erasure.concepts[0].name}: {erasure.concepts[0].method}",
     )
 

@@ -102,6 +102,13 @@ class LiveErasure:
             self._find()
             return {n: self._originals.get(n, p.data) for n, p in self._parameters.items()}
 
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the sites as the denoiser uses them now."""
+        with self._lock:
+            self._find()
+            return dict(self._parameters)
+
     def _find(self) -> None:
         """Look up the parameters that the denoiser really uses.
 

@@ -1,8 +1,10 @@
-"""Where models lie, and pipelines of them; nothing heavy is imported before it is asked for."""
+"""Where models lie, what is usual for them, and pipelines of them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +12,79 @@ if TYPE_CHECKING:
     from erase_sd.models.checkpoint import Checkpoint
 
 EMBEDDED = "emoji-sd"
+DEVICES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What is usual for a model where nobody asks for anything else.
+
+    Attributes:
+        guidance: Classifier-free guidance scale.
+        images: Pictures of each subject before and after an erasure.
+        judge: Name of the detector (`erase_sd.eval.detectors.DETECTORS`) that knows its world; None
+            if there is none.
+    """
+
+    guidance: float = 7.5
+    images: int = 0
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that lies in this package.
+
+    Attributes:
+        folder: Within the package.
+        usual: What is usual for it.
+    """
+
+    folder: str
+    usual: Usual
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(__file__).parent.parent / self.folder
+
+
+EMBEDDED_MODELS: Mapping[str, EmbeddedModel] = {
+    EMBEDDED: EmbeddedModel("emoji/weights/emoji-sd", Usual(guidance=3.0, images=8, judge="judge")),
+}
+
+
+def usual(path: Path) -> Usual:
+    """What is usual for the model at a path.
+
+    >>> usual(EMBEDDED_MODELS["emoji-sd"].path).judge
+    'judge'
+    >>> usual(Path("stable-diffusion-v1-4")).guidance
+    7.5
+    """
+    here = path.resolve()
+    known = (m.usual for m in EMBEDDED_MODELS.values() if m.path.resolve() == here)
+    return next(known, Usual())
 
 
 def model_path(name: str, *, variant: str = "", revision: str | None = None) -> Path:
-    """Where a model lies; `emoji-sd` is the embedded one, OWNER/NAME a Hub id unless it is a path."""
+    """Where a model lies; `emoji-sd` is the embedded one, OWNER/NAME a Hub id unless it is a path.
+
+    Args:
+        name: Path, name of an embedded model, or Hub id.
+        variant: Variant of a Hub id's weights, such as fp16.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        ValueError: If a Hub id cannot be had.
+
+    >>> model_path("emoji-sd").name
+    'emoji-sd'
+    """
     if Path(name).exists():
         return Path(name)
-    if name == EMBEDDED:
-        from erase_sd.emoji.models import EMOJI_SD
-
-        return EMOJI_SD
+    if name in EMBEDDED_MODELS:
+        return EMBEDDED_MODELS[name].path
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return _download(name, variant, revision)
     return Path(name)
@@ -32,22 +97,63 @@ def _download(name: str, variant: str, revision: str | None) -> Path:
 
     diffusers_logging.set_verbosity_error()
     try:
-        return Path(DiffusionPipeline.download(name, variant=variant or None, revision=revision, use_safetensors=True))
-    except Exception as error:
-        reason = re.split(r"[.(]\s", str(error).strip() or type(error).__name__, maxsplit=1)[0].strip()
+        return Path(
+            DiffusionPipeline.download(
+                name,
+                variant=variant or None,
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        )
+    except Exception as error:  # diffusers and the Hub's library raise many kinds
+        told = str(error).strip() or type(error).__name__
+        reason = re.split(r"[.(]\s", told, maxsplit=1)[0].strip()
         at = f" at revision {revision}" if revision else ""
-        raise ValueError(f"no folder {name} here, and as a Hub id{at} it cannot be had: {reason}") from error
+        there = f"no folder {name} here, and as a Hub id{at} it cannot be had"
+        raise ValueError(f"{there}: {reason}") from error
 
 
 def is_embedded(path: Path) -> bool:
-    """Whether a model is the embedded one, whose world the judge knows."""
-    from erase_sd.emoji.models import EMOJI_SD
+    """Whether a model is one of this package's."""
+    return any(m.path.resolve() == path.resolve() for m in EMBEDDED_MODELS.values())
 
-    return path.resolve() == EMOJI_SD.resolve()
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        ValueError: Naming one that is.
+
+    >>> check_device("cpu")
+    """
+    import torch
+
+    kind = device.split(":")[0]
+    if kind not in DEVICES:
+        raise ValueError(
+            f"expected --device {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, got {device!r}"
+        )
+    here: dict[str, bool] = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not here[kind]:
+        raise ValueError(f"no {kind} device here; use --device cpu")
 
 
 def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = "cpu") -> Any:
-    """A plain diffusers pipeline of a model on disk, float32 on the CPU."""
+    """A plain diffusers pipeline of a model on disk, float32.
+
+    Args:
+        model: A diffusers folder, or any checkpoint.
+        variant: Variant of the weights' files.
+        device: cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        ValueError: If the device is not here.
+    """
     import torch
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging as diffusers_logging
@@ -56,20 +162,22 @@ def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = 
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    kind = device.split(":")[0]
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
-        raise ValueError(f"no {kind} device here; use --device cpu")
-    if kind not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"expected --device cpu, cuda or mps, got {device!r}")
+    check_device(device)
     if isinstance(model, SingleFile):
         single = StableDiffusionXLPipeline if model.kind == "sdxl" else StableDiffusionPipeline
-        config = model.tokenizer if (Path(model.tokenizer) / "model_index.json").is_file() else None
+        inside = (Path(model.tokenizer) / "model_index.json").is_file()
+        config = model.tokenizer if inside else None
         pipe = single.from_single_file(str(model.path), config=config, dtype=torch.float32)
     else:
         path = model if isinstance(model, Path) else model.path
-        extra = {} if isinstance(model, Path) or model.architecture.name != "sd" else {"safety_checker": None}
+        plain = isinstance(model, Path) or model.architecture.name != "sd"
         pipe = DiffusionPipeline.from_pretrained(
-            path, dtype=torch.float32, variant=variant or None, local_files_only=True, **extra
+            path,
+            dtype=torch.float32,
+            variant=variant or None,
+            local_files_only=True,
+            trust_remote_code=False,
+            **({} if plain else {"safety_checker": None}),
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

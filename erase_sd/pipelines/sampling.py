@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+from erase_sd.pipelines.loading import usual
 
 
 def generate(
@@ -16,26 +19,33 @@ def generate(
     seeds: Sequence[int],
     *,
     steps: int = 20,
-    guidance: float = 3.0,
+    guidance: float | None = None,
     batch: int = 16,
     progress: str | None = None,
 ) -> list[Image.Image]:
     """One image for each (prompt, seed).
 
     Args:
-        pipe: A Stable Diffusion pipeline.
+        pipe: A diffusers text-to-image pipeline.
         prompts: `n` prompts.
         seeds: `n` seeds; noise is drawn on the CPU, so devices agree.
         steps: Denoising steps.
-        guidance: Classifier-free guidance scale.
+        guidance: Classifier-free guidance scale; default: what is usual for the model.
         batch: Images at once.
         progress: Label of a progress bar, or None.
 
     Returns:
         `n` RGB images.
+
+    Raises:
+        ValueError: If prompts and seeds are not as many, or a count is below 1.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
+    if steps < 1 or batch < 1:
+        raise ValueError(f"expected steps and batch of at least 1, got {steps} and {batch}")
+    if guidance is None:
+        guidance = usual(Path(pipe.name_or_path or "")).guidance
     pipe.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     starts: Any = range(0, len(prompts), batch)
@@ -45,6 +55,9 @@ def generate(
         stop = start + batch
         noise = [torch.Generator("cpu").manual_seed(s) for s in seeds[start:stop]]
         images += pipe(
-            list(prompts[start:stop]), generator=noise, num_inference_steps=steps, guidance_scale=guidance
+            list(prompts[start:stop]),
+            generator=noise,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
         ).images
     return images

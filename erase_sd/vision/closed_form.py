@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.methods.gf import gf as gf_edit
-from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.methods.rayleigh import rayleigh as rayleigh_edit
 from erase_sd.algebra.methods.unlink import unlink as unlink_edit
 from erase_sd.algebra.moments import SecondMoment
+from erase_sd.algebra.problem import Problem
 from erase_sd.vision.layers import collect, edited, layers
 from erase_sd.vision.task import Samples, Task
 from erase_sd.vision.train import accuracy

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.bench.shapes import KINDS, TOKENIZER, write_folder, write_single
 from erase_sd.cli.main import main
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import DiffusersFolder
@@ -18,6 +17,7 @@ from erase_sd.models.ldm_names import UNET, from_ldm, to_ldm
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import SingleFile
 from erase_sd.text.encoder import TextEncoder
+from lab.shapes import KINDS, TOKENIZER, write_folder, write_single
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,65 @@
+"""Attacks: can a prompt that nobody would write, or some training, bring the concept back?
+
+Each stands in the file named for it and is registered by one line below; nothing is imported before
+it is asked for. A protocol names one as "prompt", or with steps of its own as "prompt:80".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from erase_sd._named import named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from erase_sd.eval.attacks.target import Target
+
+__all__ = ["ATTACKS", "LEARNING", "attacked", "parse"]
+
+# Each is a context manager of `(target, steps)`; while it is on, what it yields is drawn with.
+ATTACKS: dict[str, str] = {
+    "paraphrase": "erase_sd.eval.attacks.paraphrase:paraphrase",
+    "revival": "erase_sd.eval.attacks.revival:revived",
+    "ring-a-bell": "erase_sd.eval.attacks.ring_a_bell:ring_a_bell",
+    "prompt": "erase_sd.eval.attacks.prompt:free_tokens",
+    "inversion": "erase_sd.eval.attacks.prompt:inversion",
+    "fine-tuning": "erase_sd.eval.attacks.fine_tuning:fine_tuned",
+}
+# Those that learn from an attacker's pictures of the concept.
+LEARNING = frozenset(("prompt", "inversion", "fine-tuning"))
+
+
+def parse(attack: str) -> tuple[str, int | None]:
+    """An attack's name, and its steps if it says how many.
+
+    Raises:
+        ValueError: If there is no such attack, or its steps are no whole number above zero.
+
+    >>> parse("prompt:80"), parse("revival")
+    (('prompt', 80), ('revival', None))
+    """
+    name, colon, steps = attack.partition(":")
+    if name not in ATTACKS:
+        raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
+    if colon and not (steps.isdecimal() and int(steps) > 0):
+        raise ValueError(f"expected steps above zero behind {name}:, got {steps!r}")
+    return name, int(steps) if colon else None
+
+
+@contextmanager
+def attacked(attack: str, target: Target) -> Iterator[Tensor | str]:
+    """What to draw with while an attack is on: a prompt, or `(1, L, d)` text states.
+
+    Args:
+        attack: Its name, and its steps if they are not its own: "prompt:80".
+        target: What is attacked.
+
+    Raises:
+        ValueError: If there is no such attack, or it cannot be made here.
+    """
+    name, steps = parse(attack)
+    with named(ATTACKS, name, "attack")(target, steps) as found:
+        yield found

@@ -1,0 +1,54 @@
+"""Settings tried for each method, on concepts that are not in the test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IN_SCENES = (
+    "{}",
+    "a photo of a {}",
+    "a house {}",
+    "a tree {}",
+    "a person {}",
+    "a chair {}",
+    "a flower {}",
+)
+
+# Settings tried for each method; the first is its source's, or our default.
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "two-sided": [{}, {"mu": 3.0}, {"mu": 0.3}, {"epsilon": 1e-2}, {"robust": True}],
+    "rayleigh": [
+        {},
+        {"strength": 1.0},
+        {"share": 0.03},
+        {"epsilon": 1e-2},
+        {"rank": 1},
+        {"apart": True},
+        {"contexts": IN_SCENES},
+    ],
+    "unlink": [{}, {"rank": 2}, {"tokens": "last-subject"}, {"tokens": "words+eos"}],
+    "unlink-deflated": [{}, {"rank": 4}, {"energy": 0.1}, {"rank": 4, "energy": 0.1}],
+    "unlink-oblique": [
+        {},
+        {"rank": 3},
+        {"epsilon": 1e-2},
+        {"epsilon": 1e-2, "rank": 3},
+        {"strength": 1.5},
+    ],
+    "gf": [{}, {"alpha_forget": 30.0}, {"alpha_retain": 1000.0, "alpha_forget": 30.0}],
+    "cure": [{}, {"alpha": 5.0}, {"alpha": 30.0}],
+    "uce": [
+        {},
+        {"kept": "vocabulary"},
+        {"kept": "vocabulary", "erase_scale": 10.0},
+        {"kept": "vocabulary", "erase_scale": 10.0, "ridge": 0.01},
+    ],
+    "rece": [
+        {},
+        {"rho": 1e-3},
+        {"kept": "vocabulary"},
+        {"kept": "vocabulary", "erase_scale": 10.0},
+    ],
+    "speed": [{}, {"threshold": 0.01}, {"threshold": 1.0}],
+    "leace": [{}, {"tolerance": 1e-3}],
+}
