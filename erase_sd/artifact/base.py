@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from erase_sd.models.architectures import TOKENS, Architecture, Stream
-from erase_sd.models.files import tensor_hash
+from erase_sd.models.tensor_files import tensor_hash
 
 _EITHER_WAY = "--allow-other-base (allow_other_base=True) goes on all the same"
 

@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erase_sd.artifact.erasure import ErasedConcept, Erasure
+from erase_sd.artifact.concept import ErasedConcept
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import certificate_lines, escaped, options_text
 
 SHOWN = 20  # prompts of a long list

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,49 +14,8 @@ from erase_sd.algebra.edit import LowRankEdit, joint
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.artifact import file
 from erase_sd.artifact.base import WrongBase, check_base, check_text_encoder, hashes
+from erase_sd.artifact.concept import ErasedConcept
 from erase_sd.models.architectures import TOKENS, Architecture, Kinds, Site, Stream, by_name
-
-
-@dataclass(frozen=True, eq=False)
-class ErasedConcept:
-    """One erased concept: its own edits and how they were made.
-
-    Attributes:
-        name: Short name, unique within an erasure.
-        right: Its edit of each text stream, "tokens" and, where the model reads it, "pooled".
-        left: Its edit of what a tensor writes, by the tensor's diffusers name; empty for one-sided
-            methods.
-        forget: The forget prompts.
-        retain: The user's retain prompts.
-        method: Registry name of the method.
-        tokens: Token rule of the forget features.
-        contexts: Sentences that short forget prompts were put in.
-        strength: How far the solved edit goes; 1 is the method's own.
-        options: Every option of the method as used.
-        certificate: Image-free measurements at strength 1 (see `erase_sd.algebra.certificate`).
-    """
-
-    name: str
-    right: Mapping[Stream, LowRankEdit]
-    forget: tuple[str, ...]
-    left: Mapping[str, LowRankEdit] = field(default_factory=dict)
-    retain: tuple[str, ...] = ()
-    method: str = ""
-    tokens: str = ""
-    contexts: tuple[str, ...] = ("{}",)
-    strength: float = 1.0
-    options: dict[str, Any] = field(default_factory=dict)
-    certificate: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def edit(self) -> LowRankEdit:
-        """The edit of the token states."""
-        return self.right[TOKENS]
-
-    def describe(self) -> dict[str, Any]:
-        """All but the edits' tensors, JSON-ready."""
-        about = asdict(replace(self, right={}, left={}))
-        return about | {"right": sorted(self.right), "left": sorted(self.left)}
 
 
 @dataclass(frozen=True, eq=False)

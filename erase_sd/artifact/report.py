@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from erase_sd.artifact.erasure import ErasedConcept
+from erase_sd.artifact.concept import ErasedConcept
 
 
 def printable(text: str, longest: int = 200) -> str:

@@ -19,8 +19,9 @@ from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.run_folder import ORIGINAL, Variant
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import Checkpoint
-from erase_sd.models.files import file_hash, tensor_hash
+from erase_sd.models.files import file_hash
 from erase_sd.models.opening import open_checkpoint
+from erase_sd.models.tensor_files import tensor_hash
 from erase_sd.pipelines.loading import load_pipeline
 from erase_sd.prompts import read_prompts
 from erase_sd.text.encoder import TextEncoder

@@ -16,7 +16,8 @@ from erase_sd.algebra.methods import DEFAULT, METHODS, Method, get_method
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.artifact.base import weight_gram, weight_streams
-from erase_sd.artifact.erasure import ErasedConcept, Erasure
+from erase_sd.artifact.concept import ErasedConcept
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.fit.task import NEAR, Task, is_style
 from erase_sd.models.architectures import POOLED, TOKENS, Architecture, Stream
 from erase_sd.prompts import clean

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from erase_sd.models import ldm_names
 from erase_sd.models.checkpoint import Checkpoint
-from erase_sd.models.files import atomic_path, check_target, fast_copy, make_readable, tensor_names
+from erase_sd.models.files import atomic_path, check_target, fast_copy, make_readable
+from erase_sd.models.tensor_files import tensor_names
 
 TOKENIZER = "openai/clip-vit-large-patch14"  # single files hold no tokenizer; this is theirs
 

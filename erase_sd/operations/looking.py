@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erase_sd.artifact.erasure import ErasedConcept, Erasure
+from erase_sd.artifact.concept import ErasedConcept
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import concept_lines
 from erase_sd.fit.preflight import Words, budget
 from erase_sd.fit.solve import Settings, fit

@@ -9,8 +9,9 @@ from typing import Any
 
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint, undo_file
-from erase_sd.models.files import check_target, read_tensors, tensor_names
+from erase_sd.models.files import check_target
 from erase_sd.models.opening import open_checkpoint
+from erase_sd.models.tensor_files import read_tensors, tensor_names
 from erase_sd.operations.common import Run, check_output, load_erasure
 from erase_sd.pipelines.live import restore_pipeline
 

@@ -127,7 +127,9 @@ def background(encoder: TextEncoder) -> Background:
         try:
             return _read(path, encoder, prompts)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            logger.warning("the cached background %s is unusable (%s); making it again", path, error)
+            logger.warning(
+                "the cached background %s is unusable (%s); making it again", path, error
+            )
     made = _gather(encoder, prompts)
     try:
         _write(path, made)

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from erase_sd.models.architectures import Tower
-from erase_sd.models.files import stream_tensors
 from erase_sd.models.ldm_names import TEXT_KEYS
 from erase_sd.models.openclip_names import from_openclip, is_spare
 from erase_sd.models.single_file import SingleFile
+from erase_sd.models.tensor_files import stream_tensors
 from erase_sd.text.towers import LoadedTower, assemble
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from erase_sd.models.architectures import Tower
-from erase_sd.models.files import stream_tensors
+from erase_sd.models.tensor_files import stream_tensors
 from erase_sd.text.tokens import Segment
 
 

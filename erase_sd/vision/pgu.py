@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erase_sd.algebra.moments import SecondMoment
-from erase_sd.models.files import atomic_path, tensor_hash
+from erase_sd.models.files import atomic_path
+from erase_sd.models.tensor_files import tensor_hash
 from erase_sd.vision.layers import Layer, collect, evaluating, layers
 from erase_sd.vision.task import Samples, Task
 from erase_sd.vision.train import accuracy, batches, on

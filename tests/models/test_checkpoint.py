@@ -7,13 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erase_sd.models.checkpoint import DiffusersFolder
-from erase_sd.models.files import (
-    atomic_path,
-    overwrite_tensors,
-    read_tensors,
-    tensor_hash,
-    tensor_names,
-)
+from erase_sd.models.files import atomic_path
+from erase_sd.models.tensor_files import overwrite_tensors, read_tensors, tensor_hash, tensor_names
 
 
 def test_overwrite_changes_those_tensors_and_nothing_else(tmp_path):

@@ -73,7 +73,7 @@ def test_another_width_is_refused(pipe):
     from dataclasses import replace
 
     from erase_sd.algebra.edit import LowRankEdit
-    from erase_sd.artifact.erasure import ErasedConcept
+    from erase_sd.artifact.concept import ErasedConcept
 
     narrow = Erasure(
         (ErasedConcept("x", {"tokens": LowRankEdit(torch.randn(8, 1), torch.randn(8, 1))}, ("x",)),)
