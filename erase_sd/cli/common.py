@@ -233,10 +233,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(format="erase-concept: %(message)s", level=logging.WARNING)
     logging.getLogger("erase_sd").setLevel(logging.INFO)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def print_json(value: Any) -> None:

@@ -10,8 +10,14 @@ from typing import Any
 from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint
-from erase_sd.operations.common import Run, check_output, keep_undo, load_erasure, open_model
-from erase_sd.operations.erasing import erasure_files
+from erase_sd.operations.common import (
+    Run,
+    check_output,
+    erasure_files,
+    keep_undo,
+    load_erasure,
+    open_model,
+)
 from erase_sd.pipelines.live import apply_to_pipeline
 from erase_sd.pipelines.loading import EMBEDDED
 from erase_sd.text.fingerprint import fingerprint_of

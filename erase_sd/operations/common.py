@@ -5,6 +5,7 @@ Which erasure belongs to a path.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.checkpoint import Checkpoint, undo_file
-from erase_sd.models.files import atomic_path, check_apart, check_room, check_target
+from erase_sd.models.files import (
+    ERASURE,
+    PROVENANCE,
+    atomic_path,
+    check_apart,
+    check_room,
+    check_target,
+)
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import TOKENIZER, SingleFile
 from erase_sd.pipelines.loading import EMBEDDED, model_path
@@ -116,3 +124,12 @@ def keep_undo(out: Path, weights: Mapping[str, Tensor], *, force: bool) -> Path:
     with atomic_path(path, force=force) as draft:
         draft.write_bytes(content)
     return path
+
+
+def erasure_files(erasure: Erasure) -> dict[str, bytes]:
+    """The small files that say what an erased checkpoint carries.
+
+    The erasure, and the same in words.
+    """
+    words = json.dumps(erasure.describe(), indent=2, ensure_ascii=False).encode()
+    return {ERASURE: erasure.to_bytes(), PROVENANCE: words}

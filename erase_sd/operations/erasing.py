@@ -17,8 +17,7 @@ from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import certificate_lines, escaped, options_text
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import Checkpoint
-from erase_sd.models.files import ERASURE, PROVENANCE
-from erase_sd.operations.common import Run, check_output, keep_undo, open_model
+from erase_sd.operations.common import Run, check_output, erasure_files, keep_undo, open_model
 from erase_sd.operations.pictures import Pictures, draw, score_lines, wanted
 from erase_sd.pipelines.erasing import erase_from_pipeline
 from erase_sd.pipelines.loading import EMBEDDED
@@ -241,12 +240,3 @@ def _write(
         files["before_after.png"] = picture.getvalue()
     checkpoint.write(target, changed, files, force=run.force)
     return result
-
-
-def erasure_files(erasure: Erasure) -> dict[str, bytes]:
-    """The small files that say what an erased checkpoint carries.
-
-    The erasure, and the same in words.
-    """
-    words = json.dumps(erasure.describe(), indent=2, ensure_ascii=False).encode()
-    return {ERASURE: erasure.to_bytes(), PROVENANCE: words}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from erase_sd.models.architectures import Tower
 from erase_sd.models.ldm_names import TEXT_KEYS
@@ -33,6 +32,8 @@ def text_model(state: Mapping[str, Tensor], scheme: str, spec: Tower, *, eos: in
     Raises:
         ValueError: If tensors are missing or misshapen.
     """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     if scheme == "openclip":
         # Some files hold the spare layer, some were saved without it: whichever is last must not be
         # taken for it.
@@ -76,6 +77,8 @@ def single_file_towers(checkpoint: SingleFile, device: str) -> list[LoadedTower]
     Raises:
         ValueError: If they, or the tokenizer that the file does not hold, cannot be had.
     """
+    from transformers import CLIPTokenizer
+
     folder = Path(checkpoint.tokenizer)
     if (folder / "tokenizer").is_dir():
         folder = folder / "tokenizer"

@@ -8,14 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5EncoderModel,
-)
 
 from erase_sd.models.architectures import Tower
 from erase_sd.models.tensor_files import stream_tensors
@@ -80,6 +72,16 @@ class LoadedTower:
     @classmethod
     def from_folder(cls, folder: Path, spec: Tower, variant: str) -> LoadedTower:
         """Load `tokenizer{suffix}/` and `text_encoder{suffix}/` in float32."""
+        # Seconds of importing, which reading a fingerprint does without.
+        from transformers import (
+            AutoTokenizer,
+            CLIPTextConfig,
+            CLIPTextModel,
+            CLIPTextModelWithProjection,
+            CLIPTokenizer,
+            T5EncoderModel,
+        )
+
         where = folder / f"text_encoder{spec.suffix}"
         if not where.is_dir():
             raise ValueError(f"{folder} has no {where.name}/, which this architecture reads")
