@@ -117,7 +117,7 @@ def certify(
 
 
 def certify_values(
-    weights: Mapping[str, Tensor], edits: Mapping[str, TwoSidedEdit], problem: Problem
+    weights: Mapping[str, Tensor], edits: Mapping[str, TwoSidedEdit], contrast: Tensor
 ) -> dict[str, float]:
     """What of a concept no input at all can make the values write.
 
@@ -130,22 +130,22 @@ def certify_values(
     Args:
         weights: The value weights by name.
         edits: What happens to each.
-        problem: Its `contrast` holds `μ_f − μ_o` of each concept.
+        contrast: `(m, d)` `μ_f − μ_o` of each concept, in sentences that the edit was not made from.
 
     Returns:
         `unreachable`, the figure of the concept where it is smallest, and `unreachable_before`, the
         same of the unedited weights.
     """
-    width = problem.width
+    contrast, width = contrast.double(), contrast.shape[1]
     shares = {}
     for key, edited in (("unreachable", True), ("unreachable_before", False)):
         gram = torch.zeros(width, width, dtype=torch.float64)
-        along = torch.zeros(width, len(problem.contrast), dtype=torch.float64)
-        size = torch.zeros(len(problem.contrast), dtype=torch.float64)
+        along = torch.zeros(width, len(contrast), dtype=torch.float64)
+        size = torch.zeros(len(contrast), dtype=torch.float64)
         for name, weight in weights.items():
             W = weight[:, :width].double().cpu()
             new = edits[name].apply_to_weight(W) if edited else W
-            c = W @ problem.contrast.T
+            c = W @ contrast.T
             gram, along, size = gram + new.T @ new, along + new.T @ c, size + c.square().sum(0)
         best = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ along
         reached = (along * best).sum(0)

@@ -30,7 +30,8 @@ class Problem:
         anchors: `(c, d)` where methods with targets move each concept.
         kept: `(p, d)` last-subject state of each listed retain prompt.
         named: `(n, d)` all states of the prompts a user named to keep.
-        contrast: `(m, d)` what sets the concepts apart from others: differences of mean states.
+        contrast: `(m, d)` what sets each concept apart from other things: differences of mean states.
+        drawn: `(n, d)` other things' mean states, each scaled to move the values equally in all.
         weight_gram: `(d, d)` sum of `Wᵀ W` over the weights to be edited; zeros if not gathered.
     """
 
@@ -42,6 +43,7 @@ class Problem:
     kept: Tensor = field(default_factory=lambda: _none(0, 0))
     named: Tensor = field(default_factory=lambda: _none(0, 0))
     contrast: Tensor = field(default_factory=lambda: _none(0, 0))
+    drawn: Tensor = field(default_factory=lambda: _none(0, 0))
     weight_gram: Tensor = field(default_factory=lambda: _none(0, 0))
 
     def __post_init__(self) -> None:
@@ -51,7 +53,16 @@ class Problem:
             raise ValueError(
                 f"expected retain features of width {self.width}, got {self.retain.width}"
             )
-        for name in ("null", "concepts", "anchors", "kept", "named", "contrast", "weight_gram"):
+        for name in (
+            "null",
+            "concepts",
+            "anchors",
+            "kept",
+            "named",
+            "contrast",
+            "drawn",
+            "weight_gram",
+        ):
             value = getattr(self, name).to(torch.float64)
             object.__setattr__(self, name, value if value.numel() else _none(0, self.width))
 

@@ -203,17 +203,18 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         about = certify(right[stream], problem, ordinary=task.ordinary[stream])
         if stream == TOKENS:
             values = _values(encoder.architecture, own)
-            if values:
-                problem = replace(problem, contrast=task.contrast(values.values()))
-            if getattr(chosen.options, "left", False):
-                if not values:
-                    raise ValueError("a left side needs the weights that the edit is for")
-                left = {
-                    n: spec.left(w, problem, chosen.options).rounded() for n, w in values.items()
-                }
-            if values:
+            if getattr(chosen.options, "left", False) and not values:
+                raise ValueError("a left side needs the weights that the edit is for")
+            if values and spec.weights == "left":
+                apart = task.apartness(list(values.values()))
+                problem = replace(problem, contrast=apart.contrast, drawn=apart.drawn)
+                if chosen.options.left:
+                    left = {
+                        n: spec.left(w, problem, chosen.options).rounded()
+                        for n, w in values.items()
+                    }
                 edits = {n: TwoSidedEdit(right[stream], left.get(n)) for n in values}
-                about |= certify_values(values, edits, problem)
+                about |= certify_values(values, edits, apart.held_out)
             drifts = task.drifts(right[stream])
             about["retain_contradicts"] = {
                 p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED

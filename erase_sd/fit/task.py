@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -25,6 +25,8 @@ NEAR = 0.9  # cosine above which a background prompt counts as the concept itsel
 # not drown them, too little to crowd out the concept's own directions when many concepts go.
 OWN = 0.1
 DRAWN = 0.2  # share of the background that a concept is set apart from
+COMPARED = 32  # words of it that are put in sentences which no edit is made from
+HELD_OUT = ("a {} on a table", "a small {} in the sky")
 
 # "by someone", "in the style of something" say how a thing is drawn.
 _MANNER = ("by ", "in the style of ")
@@ -57,6 +59,21 @@ def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
     if len(contexts) > 1 and is_style(prompts):
         return clean(c.format(p) if len(p.split()) <= 8 else p for p in prompts for c in _THINGS)
     return clean(c.format(p) if len(p.split()) <= 3 else p for p in prompts for c in contexts)
+
+
+@dataclass(frozen=True, eq=False)
+class Apartness:
+    """What sets a concept apart from other things, as mean states.
+
+    Attributes:
+        contrast: `(1, d)` the concept's mean state less that of other things.
+        held_out: `(1, d)` the same in sentences that no edit is made from.
+        drawn: `(n, d)` other things, each scaled so that all move the values equally.
+    """
+
+    contrast: Tensor
+    held_out: Tensor
+    drawn: Tensor
 
 
 @dataclass(frozen=True)
@@ -165,32 +182,40 @@ class Task:
         """The empty prompt's states."""
         return self.encoder.encode([""])
 
-    def contrast(self, values: Iterable[Tensor]) -> Tensor:
-        """`(m, d)` what sets each forget prompt apart from other things that the model can draw.
+    def apartness(self, values: Sequence[Tensor]) -> Apartness:
+        """What sets the forget prompts apart from other things that the model can draw.
 
-        A tokenizer's vocabulary is full of words that draw nothing; those that move the values most
-        are what a concept is compared with, in the same sentences.
+        A tokenizer's vocabulary is full of words that draw nothing. Those whose mean state moves the
+        values most are what a concept is compared with, in the same sentences.
 
         Args:
             values: Weights whose outputs are what attention passes on.
         """
-        everything = background(self.encoder)
+        everything, width = background(self.encoder), self.encoder.width
         near = set(everything.near(meanings(self.encoder, list(self.forget)), self.near))
         means = everything.means.double()
         centred = means - means.mean(0)
-        energy = torch.stack(
-            [(centred @ w[:, : self.encoder.width].double().T).square().sum(1) for w in values]
+        sizes = torch.stack(
+            [(centred @ w[:, :width].double().cpu().T).square().sum(1) for w in values]
         ).sum(0)
-        order = [i for i in energy.argsort(descending=True).tolist() if i not in near]
-        others = means[order[: max(1, int(DRAWN * len(means)))]].mean(0)
-        rows = []
-        for prompt in self.forget:
-            sentences = in_contexts([prompt], TEMPLATES)
-            states = torch.cat(
-                [s.means(RULE) for s in self.encoder.stream(sentences, length=LENGTH)]
-            )
-            rows.append(states.double().mean(0) - others)
-        return torch.stack(rows)
+        order = [i for i in sizes.argsort(descending=True).tolist() if i not in near]
+        top = order[: max(1, int(DRAWN * len(means)))]
+        rows = means[top] - means[top].mean(0)
+        outputs = torch.stack(
+            [(rows @ w[:, :width].double().cpu().T).square().sum(1) for w in values]
+        )
+        drawn = rows * (len(values) / len(rows) / outputs.sum(0).clamp(min=1e-300)).sqrt()[:, None]
+        words = list(dict.fromkeys(everything.prompts[i].split()[-1] for i in top))[:COMPARED]
+        return Apartness(
+            contrast=self._means(self.forget, TEMPLATES) - means[top].mean(0),
+            held_out=self._means(self.forget, HELD_OUT) - self._means(words, HELD_OUT),
+            drawn=drawn,
+        )
+
+    def _means(self, prompts: Sequence[str], contexts: Sequence[str]) -> Tensor:
+        """`(1, d)` the mean token state of some prompts in some sentences."""
+        states = self.encoder.stream(in_contexts(prompts, contexts), length=LENGTH)
+        return torch.cat([s.means(RULE) for s in states]).double().mean(0, keepdim=True)
 
     def drifts(self, edit: LowRankEdit, stream: Stream = TOKENS) -> dict[str, float]:
         """How far an edit moves the states of each prompt that the user named.

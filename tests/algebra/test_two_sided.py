@@ -32,7 +32,7 @@ def unit(width, rank, seed):
     return LowRankEdit(q, q)
 
 
-def problem(seed=0, concepts=2):
+def problem(seed=0, concepts=1):
     g = generator(seed)
     scale = torch.logspace(0.3, -1.5, D, dtype=double)
 
@@ -44,6 +44,7 @@ def problem(seed=0, concepts=2):
         retain=SecondMoment.of(rows(200)),
         null=rows(3),
         contrast=rows(concepts, 0.7),
+        drawn=0.1 * rows(6),
     )
 
 
@@ -82,9 +83,11 @@ def test_no_input_writes_along_the_left_side(seed):
     edit = TwoSidedEdit(two_sided.solve(task, options), two_sided.left(W, task, options))
     new = edit.apply_to_weight(W)
     b = edit.left.B
-    assert b.shape[1] == 2  # one direction for each concept
+    assert b.shape[1] == 1 and float(b.norm()) == pytest.approx(1)
     assert (b.T @ new).abs().max() < 1e-12
-    assert (b.T @ W @ edit.right.matrix).abs().max() > 1e-2  # which the right side alone does not do
+    assert (
+        b.T @ W @ edit.right.matrix
+    ).abs().max() > 1e-2  # which the right side alone does not do
     _, _, vh = torch.linalg.svd(new)
     assert (b.T @ new @ vh.T).abs().max() < 1e-12
 
@@ -93,7 +96,9 @@ def test_several_left_sides_jointly_and_one_taken_out_again():
     sides = [unit(OUT, 1, s) for s in range(3)]
     W = torch.randn(OUT, D, generator=generator(5), dtype=double)
     for order in ([0, 1, 2], [2, 0, 1]):
-        new = TwoSidedEdit(LowRankEdit.identity(D), joint([sides[i] for i in order])).apply_to_weight(W)
+        new = TwoSidedEdit(
+            LowRankEdit.identity(D), joint([sides[i] for i in order])
+        ).apply_to_weight(W)
         for one in sides:
             assert (one.B.T @ new).abs().max() < 1e-10
     both = joint(sides[:2]).matrix
@@ -101,12 +106,22 @@ def test_several_left_sides_jointly_and_one_taken_out_again():
 
 
 def test_the_empty_prompt_is_untouched_on_both_sides():
-    task, options = problem(), two_sided.Options(left=True, null_energy=1e-12)
+    task, options = problem(), two_sided.Options(left=True, move=1e-6)
     W = torch.randn(OUT + 8, D, generator=generator(2), dtype=double)
     right, left = two_sided.solve(task, options), two_sided.left(W, task, options)
     new = TwoSidedEdit(right, left).apply_to_weight(W)
     torch.testing.assert_close(new @ task.null.T, W @ task.null.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(right.matrix @ task.null.T, task.null.T, atol=1e-8, rtol=0)
+
+
+def test_a_family_weighs_as_much_for_each_member():
+    one = problem()
+    two = Problem(forget=one.forget, retain=one.retain, null=one.null, concepts=torch.zeros(2, D))
+    single = Problem(forget=one.forget, retain=one.retain, null=one.null)
+    many = two_sided.solve(two, two_sided.Options(mu=1.0))
+    torch.testing.assert_close(
+        many.matrix, two_sided.solve(single, two_sided.Options(mu=2.0)).matrix
+    )
 
 
 def test_the_right_side_is_the_least_squares_answer_when_nothing_is_cut_or_protected():
@@ -119,8 +134,33 @@ def test_the_right_side_is_the_least_squares_answer_when_nothing_is_cut_or_prote
     assert float(edit.gains.max()) < 1  # no direction is overshot
 
 
+def test_left_side_against_a_dense_search():
+    """`b ∝ (I + s S + ℓ K)⁻¹ W c`, ℓ the least that keeps the empty prompt's outputs to `move`."""
+    task = problem(4)
+    W = torch.randn(OUT, D, generator=generator(11), dtype=double)
+    for move in (0.5, 0.05, 0.005):
+        b = two_sided.left(W, task, two_sided.Options(spare=3.0, move=move)).B[:, 0]
+        Y = W @ task.null.T
+        Y = Y / Y.norm()
+        moved = float((Y.T @ b).norm())
+        assert moved <= move * (1 + 1e-6)
+        A = torch.eye(OUT, dtype=double) + 3.0 * (W @ task.drawn.T) @ (W @ task.drawn.T).T
+        c = W @ task.contrast[0]
+        free = torch.linalg.solve(A, c)
+        if float((Y.T @ free / free.norm()).norm()) <= move:
+            want = free
+        else:
+            penalties = torch.logspace(-6, 12, 4000, dtype=double)
+            tried = [torch.linalg.solve(A + p * Y @ Y.T, c) for p in penalties]
+            want = next(t for t in tried if float((Y.T @ t / t.norm()).norm()) <= move)
+            assert moved == pytest.approx(move, rel=1e-3)  # the least penalty, not more
+        assert abs(float(b @ want / want.norm())) == pytest.approx(1, abs=1e-3)
+
+
 def test_cut_keeps_the_rank_low():
-    ranks = [two_sided.solve(problem(), two_sided.Options(cut=c)).rank for c in (0.0, 0.3, 0.9, 1.0)]
+    ranks = [
+        two_sided.solve(problem(), two_sided.Options(cut=c)).rank for c in (0.0, 0.3, 0.9, 1.0)
+    ]
     assert ranks == sorted(ranks, reverse=True) and ranks[0] > ranks[2] and ranks[-1] >= 1
 
 
@@ -147,13 +187,17 @@ class TestCertificate:
         c = torch.cat([w @ self.task.contrast[0] for w in self.weights.values()])
         best = torch.linalg.lstsq(stack, c).solution
         want = float((stack @ best - c).square().sum() / c.square().sum())
-        found = certify_values(self.weights, edits, self.task)
+        found = certify_values(self.weights, edits, self.task.contrast)
         assert found["unreachable"] == pytest.approx(want, abs=1e-8)
         assert found["unreachable_before"] == pytest.approx(0, abs=1e-8)
 
     def test_a_right_side_that_can_be_inverted_certifies_nothing_and_a_left_side_does(self):
-        one = certify_values(self.weights, self.edits(two_sided.Options()), self.task)
-        two = certify_values(self.weights, self.edits(two_sided.Options(left=True)), self.task)
+        one = certify_values(self.weights, self.edits(two_sided.Options()), self.task.contrast)
+        two = certify_values(
+            self.weights,
+            self.edits(two_sided.Options(left=True, spare=0, move=1)),
+            self.task.contrast,
+        )
         assert one["unreachable"] < 1e-6 < 0.2 < two["unreachable"]
 
 
