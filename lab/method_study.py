@@ -7,9 +7,10 @@ measurement is noted as it is made, so an interrupted study goes on where it sto
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,57 @@ def attack(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
     return [study.attacked(job, plan.iterations) for job in tqdm(jobs, desc="attacks")]
 
 
+def earlier(out: Path, methods: Sequence[str]) -> dict[str, Any]:
+    """What the page already has on other methods than these.
+
+    Raises:
+        ValueError: If there is no page yet.
+    """
+    path = out / "method-study.json"
+    if not path.is_file():
+        raise ValueError(f"no {path}: run the whole study first, without --method")
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
+    def other(name: str) -> bool:
+        return name.removesuffix(" (the default)").removesuffix(" (as published)") not in methods
+
+    for kind, rows in data["numbers"].items():
+        data["numbers"][kind] = {
+            n.removesuffix(" (the default)"): row for n, row in rows.items() if other(n)
+        }
+    for kind, settings in data["settings"].items():
+        data["settings"][kind] = {n: s for n, s in settings.items() if other(n)}
+    data["attacks"] = [a for a in data["attacks"] if a["method"] not in methods]
+    return data
+
+
 def study_page(
-    plan: Plan, best: Best, entries: Sequence[Mapping[str, Any]], attacks: Sequence[Any], out: Path
+    plan: Plan,
+    best: Best,
+    entries: Sequence[Mapping[str, Any]],
+    attacks: Sequence[Any],
+    out: Path,
+    *,
+    before: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write `method-study.md`, `.json` and `.png`; 0 if every goal is met, 1 if not."""
+    """Write `method-study.md`, `.json` and `.png`; 0 if every goal is met, 1 if not.
+
+    Args:
+        plan: What was studied.
+        best: Settings found.
+        entries: The test.
+        attacks: The attacks.
+        out: Folder of the page.
+        before: What the page had on other methods (see `earlier`).
+    """
     numbers: dict[str, Numbers] = {kind: numbers_of(entries, kind) for kind in plan.test}
+    if before:
+        for kind in numbers:
+            rows = {**before["numbers"][kind], **numbers[kind]}
+            numbers[kind] = dict(sorted(rows.items(), key=lambda item: -item[1]["harmonic"]))
+            if kind in before["settings"]:
+                best[kind] = {**before["settings"][kind], **best[kind]}
+        attacks = [*attacks, *before["attacks"]]
     reached = goals(numbers)
     command = [
         "python",
@@ -200,12 +247,25 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, default=Path("build/study"))
     parser.add_argument("--out", type=Path, default=MEASURED)
+    parser.add_argument(
+        "--method",
+        action="append",
+        choices=list(GRIDS),
+        help="measure this method alone and keep the page's other rows; repeatable",
+    )
     args = parser.parse_args(argv)
     quiet_libraries()
     plan = whole_plan(args.seeds, args.tune_seeds)
+    before = None
+    if args.method:
+        before = earlier(args.out, args.method)
+        plan = replace(plan, grids={m: GRIDS[m] for m in args.method})
     study = Study(args.work, args.model)
     best = tune(study, plan)
-    return study_page(plan, best, measure(study, plan, best), attack(study, plan, best), args.out)
+    entries = measure(study, plan, best)
+    return study_page(
+        plan, best, entries, attack(study, plan, best), args.out, before=before
+    )
 
 
 if __name__ == "__main__":

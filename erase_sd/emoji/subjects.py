@@ -37,7 +37,7 @@ def subjects_for(forget: Sequence[str], *, bystanders: int = 8) -> list[Subject]
         bystanders: How many objects that should stay.
 
     >>> [s.label for s in subjects_for(["cat"], bystanders=2)]
-    ['cat', 'dog', 'tiger']
+    ['cat', 'dog', 'pizza']
     """
     world = load_world()
     hit = [(p, concept_in(p)) for p in forget]

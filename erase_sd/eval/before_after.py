@@ -62,7 +62,7 @@ def subjects_for(forget: Sequence[str], *, bystanders: int = 8) -> list[Subject]
         bystanders: How many things that should stay.
 
     >>> [s.label for s in subjects_for(["cat"], bystanders=2)]
-    ['cat', 'dog', 'tiger']
+    ['cat', 'dog', 'pizza']
     """
     found: list[Subject] = resolve(SUBJECTS)(forget, bystanders=bystanders)
     return found

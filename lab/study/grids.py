@@ -16,7 +16,12 @@ IN_SCENES = (
 
 # Settings tried for each method; the first is its source's, or our default.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "two-sided": [{}, {"mu": 3.0}, {"mu": 0.3}, {"epsilon": 1e-2}, {"robust": True}],
+    "two-sided": [
+        {},
+        {"mu": 1.0, "epsilon": 1e-3},
+        {"mu": 3.0, "epsilon": 1e-3},
+        {"mu": 10.0, "epsilon": 1e-3},
+    ],
     "rayleigh": [
         {},
         {"strength": 1.0},
