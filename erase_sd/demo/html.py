@@ -1,29 +1,32 @@
-"""Pieces of the page: HTML, in which everything is escaped, and pictures."""
+"""HTML of the page; whatever comes from outside is escaped."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-from PIL import Image
-
-from erase_sd.demo.house import Visit
-from erase_sd.demo.studio import Studio
+from erase_sd.demo.pictures import Shot
 from erase_sd.erasure import Erasure
 
-if TYPE_CHECKING:
-    from erase_sd.demo.classifier import Outcome
-
-CELL = 256  # edge of a picture on the page, pixels
+_MEASURES = {
+    "UA": "forgotten samples no longer recognised",
+    "RA": "retained samples recognised",
+    "TA": "test samples recognised",
+    "MIA": "forgotten samples taken for unseen",
+}
 
 
 def bars(rows: Sequence[tuple[str, float]], *, kept: bool = False) -> str:
-    """Horizontal bars of shares 0..1 with their labels."""
+    """Horizontal bars of shares 0..1 with their labels.
+
+    >>> bars([("<b>", 0.5)])[:53]
+    '<div class="bars"><span>&lt;b&gt;</span><i style="wid'
+    """
     top = max([v for _, v in rows], default=0) or 1
     look = ' class="kept"' if kept else ""
     cells = [
-        f'<span>{html.escape(label)}</span><i{look} style="width:{100 * value / top:.1f}%"></i><span>{value:.0%}</span>'
+        f'<span>{html.escape(label)}</span><i{look} style="width:{100 * value / top:.1f}%"></i>'
+        f"<span>{value:.0%}</span>"
         for label, value in rows
     ]
     return f'<div class="bars">{"".join(cells)}</div>'
@@ -34,14 +37,23 @@ def preflight_html(erasure: Erasure, words: Sequence[tuple[str, float]], seconds
     part = erasure.parts[0]
     about = part.certificate
     facts = [
-        ("left of the forget prompts, or reversed past strength 1", f"{about['forget_residual']:.1%}"),
+        (
+            "left of the forget prompts, or reversed past strength 1",
+            f"{about['forget_residual']:.1%}",
+        ),
         ("what ordinary prompts move, on average", f"{about['retain_drift']:.1%}"),
         ("what the empty prompt moves", f"{about['null_change']:.2%}"),
-        ("angle to the space of ordinary prompts", f"{about['angle']:.0f} degrees (0: nothing sets it apart)"),
+        (
+            "angle to the space of ordinary prompts",
+            f"{about['angle']:.0f} degrees (0: nothing sets it apart)",
+        ),
     ]
     if "revivable" in about:
-        facts.append(("what a hostile embedding could revive, by linear estimate", f"{about['revivable']:.0%}"))
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts)
+        share = f"{about['revivable']:.0%}"
+        facts.append(("what a hostile embedding could revive, by linear estimate", share))
+    rows = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts
+    )
     spectrum = [(f"direction {i + 1}", float(v)) for i, v in enumerate(about["spectrum"][:5])]
     return (
         f"<p><b>{html.escape(part.name)}</b>, {html.escape(part.method)}, rank {about['rank']}, "
@@ -52,62 +64,71 @@ def preflight_html(erasure: Erasure, words: Sequence[tuple[str, float]], seconds
     )
 
 
-def scores_html(studio: Studio, visit: Visit) -> str:
-    """What was seen in each picture, before and after."""
-    seen = [studio.seen(images) if images else [] for images in (visit.before, visit.after)]
-    who = "judge" if studio.embedded else "NudeNet"
+def scores_html(
+    shots: Sequence[Shot], before: Sequence[str], after: Sequence[str], *, judged: bool
+) -> str:
+    """What was seen in each picture, before and after.
+
+    Args:
+        shots: The pictures.
+        before: What was seen in those of the untouched model.
+        after: What was seen in those of the erased one.
+        judged: Whether the judge of the embedded world looked, and can be counted; else NudeNet.
+    """
     rows = []
-    for shot, before, after in zip(visit.shots, *seen, strict=True):
-        kind = "forget" if shot.forget else "keep"
-        cells = (kind, shot.prompt, before, after)
+    for shot, *found in zip(shots, before, after, strict=True):
+        cells = ("forget" if shot.forget else "keep", shot.prompt, *found)
         rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
     summary = ""
     for forget, text in ((True, "to go"), (False, "to stay")):
-        counted = [i for i, s in enumerate(visit.shots) if studio.embedded and s.target and s.forget is forget]
-        if counted:
-            hits = [sum(row[i] == visit.shots[i].target for i in counted) for row in seen]
-            summary += (
-                f"<p>recognised of what was {text}: {hits[0]}/{len(counted)} before, {hits[1]}/{len(counted)} after</p>"
-            )
+        targets = {i: s.target for i, s in enumerate(shots) if s.target and s.forget is forget}
+        if judged and targets:
+            b, a = (sum(seen[i] == t for i, t in targets.items()) for seen in (before, after))
+            n = len(targets)
+            summary += f"<p>recognised of what was {text}: {b}/{n} before, {a}/{n} after</p>"
+    who = "judge" if judged else "NudeNet"
     head = "".join(f"<th>{t}</th>" for t in ("", "prompt", f"{who}, before", f"{who}, after"))
     return f'{summary}<table class="facts"><tr>{head}</tr>{"".join(rows)}</table>'
 
 
-def outcome_html(outcome: Outcome, method: str) -> str:
-    """Numbers as a table, classes as bars before and after."""
-    names = {
-        "UA": "forgotten samples no longer recognised",
-        "RA": "retained samples recognised",
-        "TA": "test samples recognised",
-        "MIA": "forgotten samples taken for unseen",
-    }
+def outcome_html(
+    method: str,
+    seconds: float,
+    numbers: Mapping[str, Mapping[str, float]],
+    classes: Sequence[tuple[str, float, float]],
+) -> str:
+    """What forgetting a class did: numbers as a table, classes as bars before and after.
+
+    Args:
+        method: How it was forgotten.
+        seconds: How long that took.
+        numbers: UA, RA, TA and MIA under "before" and "after", per cent.
+        classes: Name, accuracy before and after, 0..1.
+    """
     rows = ""
-    for key, text in names.items():
-        cells = "".join(f"<td>{outcome.numbers[when][key]:.1f} %</td>" for when in ("before", "after"))
+    for key, text in _MEASURES.items():
+        cells = "".join(f"<td>{numbers[when][key]:.1f} %</td>" for when in ("before", "after"))
         rows += f"<tr><td>{text}</td>{cells}</tr>"
-    shown = outcome.classes[:12]
+    shown = classes[:12]
     cells = "".join(
         f'<span>{html.escape(n)}</span><span><i class="kept" style="width:{100 * b:.0f}%"></i>'
         f'<i style="width:{100 * a:.0f}%"></i></span><span>{b:.0%} to {a:.0%}</span>'
         for n, b, a in shown
     )
-    more = f" (the first {len(shown)} of {len(outcome.classes)})" if len(shown) < len(outcome.classes) else ""
+    more = f" (the first {len(shown)} of {len(classes)})" if len(shown) < len(classes) else ""
     return (
-        f"<p><b>{html.escape(method)}</b>: {1000 * outcome.seconds:.0f} ms</p>"
+        f"<p><b>{html.escape(method)}</b>: {1000 * seconds:.0f} ms</p>"
         f'<table class="facts"><tr><th></th><th>before</th><th>after</th></tr>{rows}</table>'
-        f'<p>Test samples recognised, class by class{more}, before (grey) and after:</p><div class="bars">{cells}</div>'
+        f"<p>Test samples recognised, class by class{more}, before (grey) and after:</p>"
+        f'<div class="bars">{cells}</div>'
     )
 
 
-def pair(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Two pictures side by side."""
-    edge = max(CELL // 2, min(before.width, CELL))
-    sheet = Image.new("RGB", (2 * edge + 4, edge), "white")
-    for x, image in ((0, before), (edge + 4, after)):
-        sheet.paste(image.resize((edge, edge), Image.Resampling.BICUBIC), (x, 0))
-    return sheet
+def report_html(name: str, text: str) -> str:
+    """A report in a frame: no script of it runs, and it cannot reach the page around it.
 
-
-def large(image: Image.Image) -> Image.Image:
-    """A picture as the slider shows it."""
-    return image.resize((2 * CELL, 2 * CELL), Image.Resampling.BICUBIC) if image.width < CELL else image
+    >>> report_html("a", "<b>")
+    '<iframe title="report a" sandbox="" class="report" srcdoc="&lt;b&gt;"></iframe>'
+    """
+    title, inside = html.escape(name), html.escape(text, quote=True)
+    return f'<iframe title="report {title}" sandbox="" class="report" srcdoc="{inside}"></iframe>'
