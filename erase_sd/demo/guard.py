@@ -1,50 +1,83 @@
-"""Serve the page: where, to whom, and what a request may carry."""
+"""What stands between the world and Gradio: the page's own routes, for the page alone."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
+import asyncio
+import json
 import re
-import sys
-from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote, urlencode
 
-if TYPE_CHECKING:
-    from erase_sd.demo.house import House
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse
 
-SESSIONS = 500  # visitors whose work is remembered
-UPLOAD_BYTES = 2_000_000
-BODY_BYTES = 200_000  # of any other request
-FOLDER_BYTES = 2_000_000_000  # of all that visitors have uploaded and made
+from erase_sd.demo import messages
+from erase_sd.demo.asgi import (
+    App,
+    Message,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    answer,
+    collected,
+    hardened,
+    rewritten,
+    uploaded,
+)
+from erase_sd.demo.messages import Forms
+from erase_sd.demo.origin import Origins, Stranger
+from erase_sd.demo.password import Password
+from erase_sd.demo.server import Server
+from erase_sd.demo.visitor import Visitor
+
 # What the page asks for; Gradio has more routes, and none of them is needed here.
-READ = re.compile(
-    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|login_check|(static|assets|svelte)/.*|"
-    r"gradio_api/(startup-events|app_id|queue/data|upload_progress|heartbeat/[\w-]+|file=.*))?"
+PAGE = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(static|assets|svelte)/.*|"
+    r"gradio_api/(startup-events|app_id))?"
 )
-WRITE = re.compile(r"/(login|gradio_api/(upload|cancel|reset|queue/join))")
-# The browser itself refuses whatever is not from here.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-src 'self'; object-src 'none'; "
-    "worker-src 'self' blob:; base-uri 'self'; form-action 'self'"
-)
+FILE, HEARTBEAT, LISTEN = "/gradio_api/file=", "/gradio_api/heartbeat/", "/gradio_api/queue/data"
+UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+CANCEL, RESET = "/gradio_api/cancel", "/gradio_api/reset"
+# Shown to who comes by a link of another site: the browser keeps our cookie back until the next
+# step, and without it we would take an old visitor for a new one.
+DOORSTEP = b'<!doctype html><meta http-equiv="refresh" content="0;url=/"><a href="/">erase-sd</a>'
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Who is let in.
+
+    Attributes:
+        origins: Names under which the page may be asked for.
+        cookie: Name of the visitor's cookie.
+        password: What everybody needs, or None.
+    """
+
+    origins: Origins
+    cookie: str
+    password: Password | None = None
 
 
 class Guard:
-    """ASGI middleware: what the page needs and nothing else, in small requests, from its own folder.
+    """ASGI middleware: nothing reaches Gradio that the page itself would not send.
 
     Args:
         app: What it guards.
-        folder: The only folder whose files are served and whose size is bounded.
+        server: Visitors and limits.
+        gate: Who is let in.
+        forms: What the page can ask for.
     """
 
-    def __init__(self, app: Any, folder: Path) -> None:
+    def __init__(self, app: App, server: Server, gate: Gate, forms: Forms) -> None:
         self.app = app
-        self.folder = folder
+        self.server = server
+        self.gate = gate
+        self.forms = forms
+        self._receiving = 0  # bytes of bodies that are being received
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
@@ -52,148 +85,190 @@ class Guard:
         if scope["type"] != "http":  # the page uses no WebSocket
             await send({"type": "websocket.close", "code": 1008})
             return
+        try:
+            await self._route(scope, receive, hardened(send))
+        except Refused as refused:
+            # Closed, for who is refused may go on sending what nobody reads.
+            headers = {**refused.headers, "connection": "close"}
+            await answer(hardened(send), refused.status, refused.text.encode(), headers)
 
-        async def guarded(message: Any) -> None:
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"].rstrip("/") or "/"
+        headers = Headers(scope=scope)
+        try:
+            self.gate.origins.check(scope["headers"], changes=method not in ("GET", "HEAD"))
+        except Stranger as stranger:
+            raise Refused(403, str(stranger)) from stranger
+        address = (scope.get("client") or ("", 0))[0]
+        visitor = self.server.visitors.find(self._ticket(headers), address)
+        self._password(headers, visitor, address)
+        scope["visitor"] = visitor
+        if method in ("GET", "HEAD"):
+            if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+                raise Refused(400, "expected no body")
+            await self._read(scope, path, receive, send)
+            return
+        if method != "POST" or path not in (UPLOAD, JOIN, CANCEL, RESET):
+            raise Refused(404, "there is nothing here")
+        if visitor is None:
+            raise Refused(403, "the page is too old; reload it")
+        limits = self.server.limits
+        body = await self._body(
+            headers, receive, limits.upload_bytes if path == UPLOAD else limits.body_bytes
+        )
+        try:
+            await self._write(scope, path, visitor, body, receive, send)
+        except PermissionError as error:
+            raise Refused(403, str(error)) from error
+        except ValueError as error:
+            raise Refused(422, str(error)) from error
+
+    async def _read(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        visitor: Visitor | None = scope["visitor"]
+        if path == "/":
+            if visitor is None:
+                if Headers(scope=scope).get("sec-fetch-site") in ("cross-site", "same-site"):
+                    await answer(send, 200, DOORSTEP, {"content-type": "text/html"})
+                    return
+                send = self._with_cookie(scope, send)
+            await self.app(scope, receive, send)
+        elif PAGE.fullmatch(path):
+            await self.app(scope, receive, send)
+        elif visitor is None:
+            raise Refused(403, "the page is too old; reload it")
+        elif path.startswith(FILE):
+            await self._file(scope, visitor, receive, send)
+        elif path.startswith(HEARTBEAT) or path == LISTEN:
+            await self._stream(scope, path, visitor, receive, send)
+        else:
+            raise Refused(404, "there is nothing here")
+
+    async def _file(self, scope: Scope, visitor: Visitor, receive: Receive, send: Send) -> None:
+        """A file of the visitor; of others' nothing is told, not even whether they are there."""
+        path = Path(unquote(scope["path"]).partition("file=")[2])
+        if "\0" in str(path) or not visitor.owns(path) or not path.is_file():
+            raise Refused(403, "that file is not of this page")
+        headers = {"cache-control": "private, no-store"}
+        name = None if path.suffix == ".png" else path.name  # a name makes it a download
+        await FileResponse(path, filename=name, headers=headers)(scope, receive, send)
+
+    async def _stream(
+        self, scope: Scope, path: str, visitor: Visitor, receive: Receive, send: Send
+    ) -> None:
+        """An answer without an end, under the secret name of the visitor's page."""
+        if path == LISTEN:
+            asked = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])
+            names = asked if len(asked) == 1 else [""]
+        else:
+            names = [path.removeprefix(HEARTBEAT)]
+        try:
+            tab = messages.tab(names[0], visitor, self.server.visitors)
+        except ValueError as error:
+            raise Refused(422, str(error)) from error
+        if visitor.streams >= self.server.limits.streams:
+            raise Refused(429, "too many pages are open", {"retry-after": "30"})
+        if path == LISTEN:
+            scope = {**scope, "query_string": urlencode({"session_hash": tab}).encode()}
+        else:
+            scope = {**scope, "path": HEARTBEAT + tab, "raw_path": (HEARTBEAT + tab).encode()}
+        visitor.streams += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            visitor.streams -= 1
+
+    async def _write(
+        self, scope: Scope, path: str, visitor: Visitor, body: bytes, receive: Receive, send: Send
+    ) -> None:
+        visitors = self.server.visitors
+        if path == UPLOAD:
+            name, content = await uploaded(scope, body)
+            if visitors.size() > self.server.limits.folder_bytes:
+                raise Refused(507, "the demo's disk is full; try again later")
+            try:
+                kept = visitor.upload(name, content)
+            except ValueError as error:
+                raise Refused(429, str(error), {"retry-after": "60"}) from error
+            told = json.dumps([str(kept)]).encode()
+            await answer(send, 200, told, {"content-type": "application/json"})
+        elif path == JOIN:
+            body = messages.join(body, self.forms, visitor, visitors)
+            await self.app(*rewritten(scope, body, receive), _noting(send, visitor))
+        elif path == CANCEL:
+            body = messages.cancel(body, visitor, visitors)
+            await self.app(*rewritten(scope, body, receive), send)
+        else:  # `reset` does nothing in Gradio any more; its page still says it
+            told = b'{"success": true}'
+            await answer(send, 200, told, {"content-type": "application/json"})
+
+    async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
+        """A request's body, of bounded size and in bounded time."""
+        told = headers.get("content-length", "0")
+        if not told.isdigit() or int(told) > limit:
+            raise Refused(413, f"at most {limit / 1e6:g} MB")
+        if self._receiving + limit > self.server.limits.bodies_bytes:
+            raise Refused(503, "the demo is busy; try again", {"retry-after": "10"})
+        self._receiving += limit
+        try:
+            seconds = self.server.limits.body_seconds
+            return await asyncio.wait_for(collected(receive, limit), seconds)
+        except asyncio.TimeoutError as error:
+            raise Refused(408, "the request came too slowly") from error
+        finally:
+            self._receiving -= limit
+
+    def _ticket(self, headers: Headers) -> str:
+        """Our cookie's value, or "". Of several none is ours for certain."""
+        pairs = [p.strip().partition("=") for c in headers.getlist("cookie") for p in c.split(";")]
+        found = [value for name, _, value in pairs if name == self.gate.cookie]
+        return found[0] if len(found) == 1 else ""
+
+    def _with_cookie(self, scope: Scope, send: Send) -> Send:
+        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        value = f"{self.gate.cookie}={self.server.visitors.ticket()}"
+        cookie = f"{value}; Path=/; HttpOnly; SameSite=Strict{secure}"
+
+        async def with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message.get("headers", []),
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
+                    (b"set-cookie", cookie.encode()),
+                    (b"cache-control", b"no-store"),
                 ]
             await send(message)
 
-        path = scope["path"].rstrip("/") or "/"
-        reads = scope["method"] in ("GET", "HEAD")
-        if not (READ if reads else WRITE).fullmatch(path) or scope["method"] not in ("GET", "HEAD", "POST"):
-            await _answer(guarded, 404, "there is nothing here")
+        return with_cookie
+
+    def _password(self, headers: Headers, visitor: Visitor | None, address: str) -> None:
+        if self.gate.password is None:
             return
-        if reads:
-            file = path.partition("/gradio_api/file=")[2]
-            if file and not (file.startswith(f"{self.folder}/") and ".." not in file.split("/")):
-                await _answer(guarded, 403, "that file is not of this page")
-                return
-            await self.app(scope, receive, guarded)
-            return
-        uploading = path.endswith("/upload")
-        limit = UPLOAD_BYTES if uploading else BODY_BYTES
-        body, more = b"", True
-        while more and len(body) <= limit:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        if len(body) > limit:
-            await _answer(guarded, 413, f"at most {limit / 1e6:g} MB")
-        elif uploading and not await _is_erasure_upload(scope, body):
-            await _answer(guarded, 415, "one .safetensors file")
-        elif uploading and _size(self.folder) > FOLDER_BYTES:
-            await _answer(guarded, 507, "the demo's disk is full; try again later")
-        else:
-            parts = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def replay() -> Any:
-                return parts.pop() if parts else await receive()
-
-            await self.app(scope, replay, guarded)
+        known = visitor is not None and visitor.admitted
+        given = headers.get("authorization", "")
+        verdict = self.gate.password.check(given, address, known=known)
+        if verdict.wait:
+            wait = {"retry-after": f"{verdict.wait:.0f}"}
+            raise Refused(429, "too many wrong passwords; wait", wait)
+        if not verdict.admitted:
+            ask = {"www-authenticate": 'Basic realm="erase-sd", charset="UTF-8"'}
+            raise Refused(401, "a password is needed", ask)
+        if visitor is not None:
+            visitor.admitted = True
 
 
-async def _is_erasure_upload(scope: Any, body: bytes) -> bool:
-    """Whether a form holds one file, in the field Gradio reads, named as erasure files are."""
-    from starlette.datastructures import Headers, UploadFile
-    from starlette.formparsers import MultiPartException, MultiPartParser
+def _noting(send: Send, visitor: Visitor) -> Send:
+    """Remember which job is the visitor's, from Gradio's answer."""
+    status, parts = 0, []
 
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+    async def noting(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        elif status == 200:
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                event = messages.event_of(b"".join(parts))
+                if event is not None:
+                    visitor.events.append(event)
+        await send(message)
 
-    try:
-        form = await MultiPartParser(Headers(scope=scope), stream(), max_files=1, max_fields=4).parse()
-    except (MultiPartException, KeyError, ValueError):
-        return False
-    items = form.multi_items()
-    await form.close()
-    return (
-        [key for key, _ in items] == ["files"]
-        and isinstance(items[0][1], UploadFile)
-        and (items[0][1].filename or "").lower().endswith(".safetensors")
-    )
-
-
-def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-async def _answer(send: Any, status: int, text: str) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": text.encode()})
-
-
-async def _no_download(url: str, *_: Any, **__: Any) -> str:
-    """Stands in for Gradio's own: a visitor may not make the server fetch an address."""
-    raise ValueError(f"this page fetches nothing: {url[:80]}")
-
-
-def credentials() -> tuple[str, str]:
-    """User and password from `ERASE_SD_AUTH`.
-
-    Raises:
-        ValueError: If it is not set to `user:password`.
-    """
-    user, colon, password = os.environ.get("ERASE_SD_AUTH", "").partition(":")
-    if not user or not colon or not password:
-        raise ValueError("--auth reads the environment: set ERASE_SD_AUTH=user:password")
-    return user, password
-
-
-def few_arenas() -> None:
-    """Let glibc keep two heaps instead of one for every thread that ever allocated: half the server's memory."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX
-
-
-def serve(
-    house: House,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    auth: tuple[str, str] | None = None,
-    share: bool = False,
-    queue: int = 64,
-) -> None:
-    """Serve the demo until interrupted.
-
-    Args:
-        house: Models, limits, folder.
-        host: Address to listen on.
-        port: Port; None takes the first free one from 7860.
-        auth: User and password that everybody needs, or None.
-        share: Make a public link through Gradio's servers.
-        queue: Requests that may wait; one more is told that the demo is busy.
-    """
-    import gradio as gr
-    from gradio import processing_utils
-    from starlette.middleware import Middleware
-
-    from erase_sd.demo.page import CSS, build
-
-    processing_utils.async_ssrf_protected_download = _no_download
-    page = build(house)
-    page.queue(api_open=False, max_size=queue, default_concurrency_limit=1)
-    fonts = ("ui-sans-serif", "system-ui", "sans-serif")
-    theme = gr.themes.Default(
-        primary_hue="rose", neutral_hue="slate", font=fonts, font_mono=("ui-monospace", "monospace")
-    )
-    guard = Middleware(Guard, folder=house.folder)
-    try:
-        _, address, public = page.launch(
-            server_name=host, server_port=port, auth=auth, share=share, prevent_thread_lock=True, show_error=False,
-            quiet=True, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-            mcp_server=False, max_file_size=UPLOAD_BYTES, theme=theme, css=CSS,
-            state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
-        )  # fmt: skip
-        print(f"the demo is at {public or address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        page.block_thread()
-    finally:
-        page.close(verbose=False)
+    return noting

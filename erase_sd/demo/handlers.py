@@ -59,13 +59,11 @@ class ClassUpdate:
         about: HTML of the numbers.
         pictures: Files of test samples with what they are taken for.
         shell: The same on the command line.
-        folder: Where the files lie.
     """
 
     about: str
     pictures: tuple[tuple[Path, str], ...]
     shell: str
-    folder: Path
 
 
 def preflight(server: Server, session: Session, concept: Concept) -> Iterator[Update]:
@@ -118,7 +116,8 @@ def add(
     Raises:
         ValueError: If it is not the visitor's, or not for this model.
     """
-    if not path.resolve().is_relative_to(session.home.resolve()):
+    path = path.resolve()
+    if path.parent.parent != (session.home / "uploads").resolve():
         raise ValueError("that file is not yours")
     try:
         model = server.model(model_name)
@@ -145,13 +144,16 @@ def unlearn_class(
     """Make a classifier forget a class."""
     with bounded_memory(server.limits.job_bytes):
         outcome = forget_class(network, label, method)
-    with _new_folder(session.home / "class") as folder:
+    place = session.home / "class"
+    with _new_folder(place) as folder:
         shown = []
         for i, (image, told) in enumerate(outcome.pictures):
             image.save(folder / f"sample-{i}.png")
             shown.append((folder / f"sample-{i}.png", told))
     about = outcome_html(method, outcome.seconds, outcome.numbers, outcome.classes)
-    yield ClassUpdate(about, tuple(shown), outcome.command, folder)
+    for old in sorted(place.iterdir(), key=lambda p: p.stat().st_mtime)[: -server.limits.tabs]:
+        shutil.rmtree(old)
+    yield ClassUpdate(about, tuple(shown), outcome.command)
 
 
 def show_report(server: Server, name: str) -> str:

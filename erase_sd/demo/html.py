@@ -51,9 +51,7 @@ def preflight_html(erasure: Erasure, words: Sequence[tuple[str, float]], seconds
     if "revivable" in about:
         share = f"{about['revivable']:.0%}"
         facts.append(("what a hostile embedding could revive, by linear estimate", share))
-    rows = "".join(
-        f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts
-    )
+    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts)
     spectrum = [(f"direction {i + 1}", float(v)) for i, v in enumerate(about["spectrum"][:5])]
     return (
         f"<p><b>{html.escape(part.name)}</b>, {html.escape(part.method)}, rank {about['rank']}, "

@@ -151,9 +151,7 @@ class ModelSession:
         names = set(erasure.names)
         new = (*(e for e in stack if not names & set(e.names)), erasure)
         if sum(len(e.parts) for e in new) > self.limits.concepts:
-            raise ValueError(
-                f"at most {self.limits.concepts} concepts at once; remove one first"
-            )
+            raise ValueError(f"at most {self.limits.concepts} concepts at once; remove one first")
         combine(new)  # refuses what cannot act together
         return new
 
@@ -244,7 +242,9 @@ class ModelSession:
             return judge(images).top
         if self._nudenet is None:
             return ["NudeNet is not installed"] * len(images)
-        return [", ".join(found["labels"]).lower() or "no nudity" for found in self._nudenet(images)]
+        return [
+            ", ".join(found["labels"]).lower() or "no nudity" for found in self._nudenet(images)
+        ]
 
     @cached_property
     def _nudenet(self) -> NudeNet | None:

@@ -35,7 +35,11 @@ def python_code(name: str, stack: Sequence[Erasure], scale: float, *, brought: b
     lines = ["from erase_sd.emoji.models import EMOJI_SD"] if name == EMBEDDED else []
     if brought or stack[0].architecture != "sd":
         file = file_name(combine(stack), "erasure")
-        lines = ["from diffusers import DiffusionPipeline", "from erase_sd import Erasure, apply", *lines]
+        lines = [
+            "from diffusers import DiffusionPipeline",
+            "from erase_sd import Erasure, apply",
+            *lines,
+        ]
         lines += ["", f"pipe = DiffusionPipeline.from_pretrained({where})"]
         lines += [f"apply(pipe, Erasure.load({file!r}))"]
         return "\n".join([*lines, 'pipe("a photo of a cat").images[0]'])
@@ -43,7 +47,11 @@ def python_code(name: str, stack: Sequence[Erasure], scale: float, *, brought: b
     read = "from_single_file" if name.endswith(".safetensors") else "from_pretrained"
     lines += ["", f"pipe = EraseStableDiffusionPipeline.{read}({where})"]
     for part in (p for e in stack for p in e.parts):
-        more = [f"name={part.name!r}", f"method={part.method!r}", f"strength={part.strength * scale:g}"]
+        more = [
+            f"name={part.name!r}",
+            f"method={part.method!r}",
+            f"strength={part.strength * scale:g}",
+        ]
         if part.retain:
             more.insert(0, f"retain={list(part.retain)!r}")
         if part.options.get("robust"):
@@ -52,7 +60,9 @@ def python_code(name: str, stack: Sequence[Erasure], scale: float, *, brought: b
     return "\n".join([*lines, 'pipe("a photo of a cat").images[0]'])
 
 
-def shell_commands(name: str, stack: Sequence[Erasure], scale: float, *, brought: bool = False) -> str:
+def shell_commands(
+    name: str, stack: Sequence[Erasure], scale: float, *, brought: bool = False
+) -> str:
     """Shell commands that do what was just done; arguments as for `python_code`."""
     model = [] if name == EMBEDDED else ["--model", name]
     if brought:
