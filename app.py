@@ -1,4 +1,4 @@
-"""The demo as hosting services start it: `python app.py`, with the options of `erase-concept demo`."""
+"""The demo as hosting services start it: `python app.py`, with `erase-concept demo`'s options."""
 
 import sys
 

@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from erase_sd.cli.common import EMBEDDED, parser, quiet_libraries
+from erase_sd.cli.common import parser, quiet_libraries
+from erase_sd.pipelines.loading import EMBEDDED
 
 EXAMPLES = """  erase-concept demo
   erase-concept demo --model ./sd15 --device cuda --reports ./results
@@ -52,8 +53,8 @@ def run(argv: list[str]) -> int:
             job_bytes=int(args.job_memory * 1e9),
         )
         if password is None and address.public:
-            print("erase-concept demo: open to everybody who reaches it; --auth asks for a password",
-                  file=sys.stderr)  # fmt: skip
+            told = "open to everybody who reaches it; --auth asks for a password"
+            print(f"erase-concept demo: {told}", file=sys.stderr)
         models = tuple(args.model or [EMBEDDED])
         server = Server(models, Path(folder), args.any_model, args.device, args.reports, limits)
         print("loading the model ...", file=sys.stderr, flush=True)

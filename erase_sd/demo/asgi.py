@@ -39,6 +39,11 @@ class Refused(Exception):
 
 
 async def collected(receive: Receive, limit: int) -> bytes:
+    """A request's whole body.
+
+    Raises:
+        Refused: If it is longer than `limit` bytes, or breaks off.
+    """
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -111,6 +116,7 @@ def hardened(send: Send) -> Send:
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Send a whole answer."""
     told = {"content-type": "text/plain", "content-length": str(len(body)), **headers}
     raw = [(k.encode(), v.encode()) for k, v in told.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -30,10 +30,6 @@ class Asked:
     go: gr.Button
     stop: gr.Button
 
-    @property
-    def concept(self) -> list[gr.Component]:
-        return [self.model, self.forget, self.retain, self.method, self.robust]
-
 
 @dataclass(frozen=True)
 class Results:
@@ -59,6 +55,7 @@ class Looked:
 
 
 def asked_for(server: Server) -> Asked:
+    """The boxes to type in, and the buttons below them."""
     sets = ", ".join("set:" + n for n in set_names())
     model = gr.Dropdown(
         list(server.models),
@@ -119,6 +116,7 @@ def _method() -> tuple[gr.Dropdown, gr.Checkbox, gr.Number]:
 
 
 def results() -> Results:
+    """What is erased, and what can be taken home."""
     erased = gr.CheckboxGroup(
         [], label="Erased now", info="Tick what to take out again", elem_id="erased"
     )
@@ -140,6 +138,7 @@ def results() -> Results:
 
 
 def looked_at() -> Looked:
+    """Pictures, scores and the pre-flight."""
     scale = gr.Slider(
         0,
         2,
@@ -147,7 +146,7 @@ def looked_at() -> Looked:
         step=0.05,
         label="Scale",
         elem_id="scale",
-        info="0 is the original model, 1 as the method makes it; acts at once on all that is erased",
+        info="0 is the original model, 1 as the method makes it; acts on all that is erased",
     )
     with gr.Row():
         slider = gr.ImageSlider(

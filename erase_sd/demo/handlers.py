@@ -7,7 +7,7 @@ import html
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +51,9 @@ class Update:
     progress: Progress | None = None
 
 
+Updates = Generator[Update, None, None]  # closed when nobody waits any more
+
+
 @dataclass(frozen=True)
 class ClassUpdate:
     """What forgetting a class shows.
@@ -66,13 +69,13 @@ class ClassUpdate:
     shell: str
 
 
-def preflight(server: Server, session: Session, concept: Concept) -> Iterator[Update]:
+def preflight(server: Server, session: Session, concept: Concept) -> Updates:
     """Solve, and tell what the erasure would hit; nothing is drawn or kept."""
     del session  # a look changes nothing
     yield Update(about=_solve(server, concept)[2])
 
 
-def erase(server: Server, session: Session, concept: Concept, view: View) -> Iterator[Update]:
+def erase(server: Server, session: Session, concept: Concept, view: View) -> Updates:
     """Erase one concept more, and draw before and after."""
     yield Update(progress=Progress(0, 1, "solving"))
     model, erasure, told = _solve(server, concept)
@@ -83,12 +86,12 @@ def erase(server: Server, session: Session, concept: Concept, view: View) -> Ite
     yield from _redraw(model, replace(new, own=own[0] if own else ""))
 
 
-def rescale(server: Server, session: Session, scale: float) -> Iterator[Update]:
+def rescale(server: Server, session: Session, scale: float) -> Updates:
     """Let all that is erased act more or less."""
     yield from _redraw(server.model(session.model), replace(session, scale=scale))
 
 
-def remove(server: Server, session: Session, names: tuple[str, ...]) -> Iterator[Update]:
+def remove(server: Server, session: Session, names: tuple[str, ...]) -> Updates:
     """Take some concepts out of what is erased.
 
     Raises:
@@ -108,9 +111,7 @@ def remove(server: Server, session: Session, names: tuple[str, ...]) -> Iterator
     yield from _redraw(server.model(session.model), replace(session, stack=tuple(stack)))
 
 
-def add(
-    server: Server, session: Session, path: Path, scale: float, model_name: str
-) -> Iterator[Update]:
+def add(server: Server, session: Session, path: Path, scale: float, model_name: str) -> Updates:
     """Add an erasure file that the visitor uploaded; the upload is deleted.
 
     Raises:
@@ -140,7 +141,7 @@ def choose(session: Session, index: int) -> tuple[Path, Path] | None:
 
 def unlearn_class(
     server: Server, session: Session, network: str, label: str, method: str
-) -> Iterator[ClassUpdate]:
+) -> Generator[ClassUpdate, None, None]:
     """Make a classifier forget a class."""
     with bounded_memory(server.limits.job_bytes):
         outcome = forget_class(network, label, method)
@@ -182,14 +183,14 @@ def _solve(server: Server, concept: Concept) -> tuple[ModelSession, Erasure, str
     return model, erasure, preflight_html(erasure, model.words_hit(erasure), seconds)
 
 
-def _redraw(model: ModelSession, session: Session) -> Iterator[Update]:
+def _redraw(model: ModelSession, session: Session) -> Updates:
     """Draw what a visitor's erasures make of the prompts; give up the thread between batches."""
     if not session.stack:
         empty = Session(session.home, session.model, scale=session.scale)
         yield Update(session=replace(empty, own=session.own, seed=session.seed))
         return
     shots = model.shots(session.stack, session.own, session.seed)
-    drawn: list[list[Image.Image]] = []
+    drawn: list[list[Image.Image]] = []  # by the untouched model, by the erased one
     start, total = time.perf_counter(), 2 * len(shots)
     for stack in ((), session.stack):
         pictures: list[Image.Image] = []
@@ -198,13 +199,14 @@ def _redraw(model: ModelSession, session: Session) -> Iterator[Update]:
             left = (time.perf_counter() - start) / done * (total - done)
             yield Update(progress=Progress(done, total, f"drawing, about {left:.0f} s left"))
         drawn.append(pictures)
-    seen = [model.seen(pictures) for pictures in drawn]
+    before, after = drawn
+    seen = model.seen(before), model.seen(after)
     with _new_folder(session.home / "work") as folder:
         what = (model.name, session.stack, session.scale)
         new = replace(
             session,
             shots=tuple(shots),
-            pictures=save_pictures(*drawn, folder),
+            pictures=save_pictures(before, after, folder),
             scores=scores_html(shots, *seen, judged=model.judged),
             folder=folder,
             files=model.take_home(session.stack, session.scale, folder),

@@ -23,7 +23,8 @@ the file home."""
 CSS = """
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15em .7em;
 align-items: center }
-.bars i { display: block; height: .7em; border-radius: .2em; background: var(--primary-500, #b00020) }
+.bars i { display: block; height: .7em; border-radius: .2em;
+background: var(--primary-500, #b00020) }
 .bars i.kept { background: var(--neutral-400, #78909c) }
 .facts { width: 100%; border-collapse: collapse } .facts td, .facts th { padding: .2em .6em;
 text-align: left; border-bottom: 1px solid var(--border-color-primary, #ccc) }
@@ -46,6 +47,7 @@ _RAW: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "concu
 
 def build(server: Server) -> gr.Blocks:
     """The page of a server; nothing runs before it is served."""
+    page: gr.Blocks
     with gr.Blocks(title="erase-sd", analytics_enabled=False) as page:
         with gr.Row():
             gr.Markdown(INTRO)

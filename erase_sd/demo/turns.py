@@ -127,7 +127,7 @@ class Turns:
                 self._leave(job)
 
     def offer(self) -> None:
-        """Give the turn to the next job, if nobody has it or whoever has it does nothing with it."""
+        """Give the turn to the next job, if nobody has it or does anything with it."""
         holder = self._holder
         if holder is not None and not holder.working:
             if time.monotonic() - holder.last > self.limits.slice_seconds:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from erase_sd.demo.limits import Limits
 from erase_sd.demo.pictures import Pictures, Shot
@@ -54,7 +53,7 @@ class Session:
     pictures: Pictures | None = None
     scores: str = ""
     folder: Path | None = None
-    files: Mapping[str, Path] = MappingProxyType({})
+    files: Mapping[str, Path] = field(default_factory=dict)
     python: str = ""
     shell: str = ""
 

@@ -21,7 +21,7 @@ _WAIT = 2.0  # seconds between two words to a visitor who waits for the model
 
 def visitor_of(request: gr.Request) -> Visitor:
     """Who clicked, as the guard found out."""
-    visitor = request.request.scope.get("visitor")
+    visitor = request.request.scope.get("visitor") if request.request else None
     if not isinstance(visitor, Visitor):
         raise RuntimeError("a request has come past the guard")
     return visitor
@@ -50,7 +50,7 @@ def quick(function: Callable[..., T]) -> Callable[..., T]:
 
 def heavy(
     server: Server,
-    handler: Callable[..., Generator[T]],
+    handler: Callable[..., Generator[T, None, None]],
     parse: Callable[..., tuple[Any, ...]],
     show: Callable[[T | None], dict[Any, Any]],
 ) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
