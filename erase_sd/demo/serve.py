@@ -129,25 +129,31 @@ def make_app(server: Server, address: Address, port: int) -> Guard:
     return Guard(shell, server, gate, Forms(inputs))
 
 
+def prepare(server: Server, address: Address, listener: socket.socket) -> uvicorn.Server:
+    """All that serves the page on a port that is taken; nothing runs yet."""
+    config = uvicorn.Config(
+        make_app(server, address, listener.getsockname()[1]),
+        http=bounded(server.limits),
+        ws="none",
+        loop="asyncio",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(server: Server, address: Address) -> None:
     """Serve the demo until interrupted."""
     few_arenas()
     with address.bind() as listener:
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            make_app(server, address, port),
-            http=bounded(server.limits),
-            ws="none",
-            loop="asyncio",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=2,
-        )
-        told = "127.0.0.1" if host_name(address.host) in _ANYWHERE else host_name(address.host)
-        print(f"the demo is at http://{told}:{port}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        ready = prepare(server, address, listener)
+        host = "127.0.0.1" if host_name(address.host) in _ANYWHERE else host_name(address.host)
+        at = f"http://{host}:{listener.getsockname()[1]}/"
+        print(f"the demo is at {at} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        ready.run(sockets=[listener])
 
 
 def few_arenas() -> None:

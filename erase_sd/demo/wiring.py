@@ -82,7 +82,8 @@ def heavy(
                         _note(update, visitor, tab, progress)
                         yield show(update)
                 finally:
-                    steps.close()
+                    if not job.working:  # else it is stopped at its next pass through a network
+                        steps.close()
         except _EXPECTED as error:
             raise _told(error) from error
 
