@@ -41,12 +41,12 @@ class Concept:
         Raises:
             ValueError: If it is something else.
         """
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise ValueError(f"expected a method among {', '.join(METHODS)}, got {_short(method)}")
         if not isinstance(robust, bool):
             raise ValueError(f"expected robust to be true or false, got {_short(robust)}")
         texts = text(model, "the model"), text(forget, "forget"), text(retain, "keep")
-        return cls(*texts, str(method), robust)
+        return cls(*texts, method, robust)
 
 
 @dataclass(frozen=True)

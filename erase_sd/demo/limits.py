@@ -17,6 +17,7 @@ class Limits:
         prompts: Prompts that are typed.
         expanded: Prompts after sets have been put in.
         concepts: Concepts that are erased at once.
+        steps: Denoising steps of a picture.
         upload_bytes: Size of an uploaded file.
         uploads: Uploaded files that a visitor may have on the server.
         uploads_per_hour: Files that a visitor may upload in an hour.
@@ -47,6 +48,7 @@ class Limits:
     prompts: int = 32
     expanded: int = 150
     concepts: int = 8
+    steps: int = 20
     upload_bytes: int = 2_000_000
     uploads: int = 8
     uploads_per_hour: int = 60

@@ -180,7 +180,12 @@ class ModelSession:
         return found
 
     def draw(
-        self, shots: Sequence[Shot], stack: Sequence[Erasure], scale: float, *, steps: int = 20
+        self,
+        shots: Sequence[Shot],
+        stack: Sequence[Erasure],
+        scale: float,
+        *,
+        steps: int | None = None,
     ) -> Iterator[list[Image.Image]]:
         """Draw some pictures, a batch at a time.
 
@@ -188,11 +193,12 @@ class ModelSession:
             shots: What to draw.
             stack: Erasures that act, jointly; none for the untouched model.
             scale: Times their own strength.
-            steps: Denoising steps.
+            steps: Denoising steps; None takes those of the limits.
 
         Yields:
             All pictures so far, in the order of `shots`.
         """
+        steps = self.limits.steps if steps is None else steps
         done: list[Image.Image] = []
         for start in range(0, len(shots), BATCH):
             part = shots[start : start + BATCH]

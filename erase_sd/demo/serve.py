@@ -131,8 +131,13 @@ def make_app(server: Server, address: Address, port: int) -> Guard:
 
 def prepare(server: Server, address: Address, listener: socket.socket) -> uvicorn.Server:
     """All that serves the page on a port that is taken; nothing runs yet."""
+
+    async def made() -> Guard:
+        return make_app(server, address, listener.getsockname()[1])
+
     config = uvicorn.Config(
-        make_app(server, address, listener.getsockname()[1]),
+        # In a loop: where none runs, Gradio makes one for each of its locks and leaves it open.
+        asyncio.run(made()),
         http=bounded(server.limits),
         ws="none",
         loop="asyncio",

@@ -22,7 +22,7 @@ GUARDED = {"content-type": "application/json"}
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server with the embedded model, which is loaded on first use."""
-    return make_server(tmp_path_factory.mktemp("demo"))
+    return make_server(tmp_path_factory.mktemp("demo"), steps=3)
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ def test_a_file_is_deleted_by_its_visitor_alone(port, cat, tmp_path):
     (mine,), (other,) = (json.loads(c.upload(content)[1]) for c in (ann, bob))
     assert mine != other
     number, one = bob.function("upload", "upload")
-    for path in (mine, "/etc/passwd", "http://1.1.1.1/x.safetensors", f"{other}/../../../x"):
+    for path in (mine, "/etc/passwd", "http://1.1.1.1/x.safetensors", f"{other}/../../../../x"):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         status, body = bob.join(number, [file, 1, "emoji-sd"], trigger_id=one)
         assert status == 422, body
