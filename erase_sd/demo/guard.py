@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,7 +247,7 @@ class Guard:
         given = headers.get("authorization", "")
         verdict = self.gate.password.check(given, address, known=known)
         if verdict.wait:
-            wait = {"retry-after": f"{verdict.wait:.0f}"}
+            wait = {"retry-after": str(math.ceil(verdict.wait))}
             raise Refused(429, "too many wrong passwords; wait", wait)
         if not verdict.admitted:
             ask = {"www-authenticate": 'Basic realm="erase-sd", charset="UTF-8"'}

@@ -30,7 +30,9 @@ def serving(*options, **environment):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "erase_sd.cli.main", "demo", "--port", str(port), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
     said = SAID[port] = []
     for line in process.stderr:
         said.append(line)
@@ -57,7 +59,9 @@ def serving(*options, **environment):
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
-    (folder / "cats.html").write_text("<h1>Results of a run</h1><script>document.title = 'taken over'</script>")
+    (folder / "cats.html").write_text(
+        "<h1>Results of a run</h1><script>document.title = 'taken over'</script>"
+    )
     return folder
 
 
@@ -73,7 +77,8 @@ def browser():
 
     with sync_playwright() as play:
         chromium = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
         )
         yield chromium
         chromium.close()
@@ -135,7 +140,9 @@ def seen(page, kind):
 def scaled(page, value, after):
     """Set the strength, and wait until so many of what was to go are recognised."""
     page.locator("#strength input[type=range]").fill(str(value))
-    page.locator("#scores", has_text=re.compile(rf"of what was to go: \d+/\d+ before, {after}/")).wait_for()
+    page.locator(
+        "#scores", has_text=re.compile(rf"of what was to go: \d+/\d+ before, {after}/")
+    ).wait_for()
 
 
 def downloaded(page, kind, folder):
@@ -192,13 +199,17 @@ def test_the_lora_from_the_page_works_in_diffusers(visit, tmp_path, pipe):
 
 def test_an_erasure_file_can_be_brought_along(visit, tmp_path, cat):
     path = cat.save(tmp_path / "mine.safetensors")
-    visit.locator("#upload input[type=file], input#upload, input[type=file]").first.set_input_files(str(path))
+    visit.locator("#upload input[type=file], input#upload, input[type=file]").first.set_input_files(
+        str(path)
+    )
     visit.locator("#erased").get_by_text("cat", exact=True).wait_for()
     visit.locator("#scores", has_text="cat").wait_for()
     assert seen(visit, "to go")[1] == 0
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"\xff" * 1000)
-    visit.locator("#upload input[type=file], input#upload, input[type=file]").first.set_input_files(str(bad))
+    visit.locator("#upload input[type=file], input#upload, input[type=file]").first.set_input_files(
+        str(bad)
+    )
     visit.get_by_text("is damaged").wait_for()
 
 
@@ -267,7 +278,9 @@ def test_the_classifier_forgets(visit):
     visit.get_by_role("tab", name="Classifier").click()
     visit.get_by_role("button", name="Forget", exact=True).click()
     visit.locator("#outcome", has_text="forgotten samples no longer recognised").wait_for()
-    assert re.search(r"no longer recognised\s+[\d.]+ %\s+(9\d|100)", visit.locator("#outcome").inner_text())
+    assert re.search(
+        r"no longer recognised\s+[\d.]+ %\s+(9\d|100)", visit.locator("#outcome").inner_text()
+    )
     picture(visit, "classifier")
 
 
@@ -298,7 +311,9 @@ def test_the_keyboard_is_enough(visit):
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(browser, port):
-    context = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True
+    )
     page = opened(context, port)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     erase(page, "cat")
@@ -335,7 +350,9 @@ def raw(port, path, method="GET", body=None, headers=None):
     return answer.status, data
 
 
-@pytest.mark.parametrize("file", ["/etc/passwd", str(Path(__file__)), str(Path("pyproject.toml").resolve())])
+@pytest.mark.parametrize(
+    "file", ["/etc/passwd", str(Path(__file__)), str(Path("pyproject.toml").resolve())]
+)
 @pytest.mark.parametrize(
     "route",
     ["/gradio_api/file={}", "/gradio_api/file=..{}", "/gradio_api/file=./../../../..{}", "/file={}", "/static/..{}",
@@ -367,13 +384,21 @@ def numbered(port, name):
     """Number of the function behind a button, and how many inputs it takes."""
     config = json.loads(raw(port, "/config")[1])
     button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == name)
-    function = next(d for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]])
+    function = next(
+        d for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]]
+    )
     return function["id"], button
 
 
 def join(port, function, trigger, session, data):
     body = json.dumps(
-        {"data": data, "fn_index": function, "trigger_id": trigger, "session_hash": session, "event_data": None}
+        {
+            "data": data,
+            "fn_index": function,
+            "trigger_id": trigger,
+            "session_hash": session,
+            "event_data": None,
+        }
     ).encode()
     return raw(port, "/gradio_api/queue/join?", "POST", body, {"Content-Type": "application/json"})
 
@@ -399,7 +424,9 @@ def test_fifty_waiting_requests_are_all_answered(port):
     def one(i):
         session = f"visitor{i}"
         word = ("cat", "dog", "pizza", "guitar", "rose")[i % 5]
-        status, _ = join(port, function, trigger, session, ["emoji-sd", word, "", "rayleigh", False])
+        status, _ = join(
+            port, function, trigger, session, ["emoji-sd", word, "", "rayleigh", False]
+        )
         answers[i] = (status, word, outcome(port, session))
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(50)]
@@ -437,7 +464,9 @@ def test_nothing_is_left_when_a_service_manager_ends_it(tmp_path):
 def test_no_address_is_fetched_for_a_visitor(port):
     config = json.loads(raw(port, "/config")[1])
     button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "upload")
-    function = next(d for d in config["dependencies"] if [button, "upload"] in [list(t) for t in d["targets"]])
+    function = next(
+        d for d in config["dependencies"] if [button, "upload"] in [list(t) for t in d["targets"]]
+    )
     file = {"path": "http://1.1.1.1/x.safetensors", "meta": {"_type": "gradio.FileData"}}
     join(port, function["id"], button, "fetcher", [None, file, 1, "emoji-sd"])
     assert not outcome(port, "fetcher").get("success")

@@ -133,7 +133,9 @@ def test_equal_work_of_two_visitors_is_apart(port):
             assert mine[0] == 200
             assert "no-store" in mine[1]["cache-control"]
             assert other.get(f"/gradio_api/file={path}")[0] == 403
-    pictures = [[ann, bob][i].get(f"/gradio_api/file={sorted(p)[0]}")[1] for i, p in enumerate(found)]
+    pictures = [
+        [ann, bob][i].get(f"/gradio_api/file={sorted(p)[0]}")[1] for i, p in enumerate(found)
+    ]
     assert pictures[0]
 
 
@@ -261,7 +263,13 @@ def test_routes_the_page_does_not_need_are_not_there(visitor):
         "/login",
     ):
         assert visitor.get(path)[0] == 404, path
-    for path in ("run/predict", "call/erase", "api/predict", "component_server", "process_recording"):
+    for path in (
+        "run/predict",
+        "call/erase",
+        "api/predict",
+        "component_server",
+        "process_recording",
+    ):
         assert visitor.post(f"/gradio_api/{path}", {})[0] == 404, path
     for method in ("PUT", "DELETE", "PATCH", "TRACE"):
         own = {"Origin": f"http://{visitor.host}"}
