@@ -64,7 +64,7 @@ def serving(server, **address):
             yield listener.getsockname()[1]
         finally:
             running.should_exit = True
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]

@@ -63,7 +63,7 @@ def test_a_job_that_takes_too_much_is_told_so(take):
 @linux
 def test_what_a_job_may_take_is_given():
     with bounded_memory(500_000_000):
-        assert torch.ones(100_000_000, dtype=torch.uint8).sum() == 100_000_000
+        assert torch.ones(100_000_000, dtype=torch.uint8).all()
 
 
 def test_other_errors_are_as_they_were():

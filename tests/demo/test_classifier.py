@@ -15,7 +15,7 @@ def test_a_class_goes_and_the_others_stay(network, label):
     assert [c for c, _, _ in others] == [c for c in class_names(network) if c != label]
     assert outcome.numbers["after"]["UA"] > 95
     assert outcome.numbers["after"]["RA"] > outcome.numbers["before"]["RA"] - 3
-    assert len(outcome.pictures) == 12
+    assert 7 <= len(outcome.pictures) <= 12
     assert outcome.pictures[0][1].startswith(f"{label}, now ")
     assert f"class:{label}" in outcome.command
 
