@@ -171,7 +171,7 @@ def test_a_holder_that_does_nothing_loses_its_turn(tmp_path):
     assert done == ["other"]
 
 
-# -- over HTTP --------------------------------------------------------------------------------------
+# -- over HTTP -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
