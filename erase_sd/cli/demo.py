@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from erase_sd.cli.common import parser, quiet_libraries
 from erase_sd.pipelines.loading import EMBEDDED
@@ -37,6 +39,8 @@ def run(argv: list[str]) -> int:
 
     password = Password.from_environment() if args.auth else None
     quiet_libraries()
+    for wish in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(wish, _end)
     # Readable by this user alone, and deleted with what visitors left in it.
     with tempfile.TemporaryDirectory(prefix="erase-sd-demo-", ignore_cleanup_errors=True) as folder:
         # Before Gradio is imported, which looks here.
@@ -61,6 +65,11 @@ def run(argv: list[str]) -> int:
         server.model(models[0]).warm()
         serve(server, address)
     return 0
+
+
+def _end(*_: object) -> NoReturn:
+    """A service manager's request to stop: as Ctrl-C, but no failure."""
+    raise SystemExit(0)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -295,7 +295,8 @@ def test_everything_has_a_name_for_screen_readers(visit):
         """() => [...document.querySelectorAll('button, input, textarea, select')]
         .filter(e => e.offsetParent !== null && e.type !== 'file')
         .filter(e => !(e.getAttribute('aria-label') || e.title || e.innerText.trim()
-                       || e.labels?.length || e.closest('label') || e.getAttribute('aria-labelledby') || e.placeholder))
+                       || e.labels?.length || e.closest('label')
+                       || e.getAttribute('aria-labelledby') || e.placeholder))
         .map(e => e.outerHTML.slice(0, 200))"""
     )
     assert unnamed == []
