@@ -78,6 +78,7 @@ class Address:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((self.host.strip("[]"), port))
+                listener.listen()  # who comes before the server runs waits for it
             except OSError as error:
                 listener.close()
                 reason = error
