@@ -303,3 +303,33 @@ def test_uploads_are_small_few_and_erasures(port):
     (odd,) = json.loads(Client(port).upload(b"x", "../\u00e9 <b>.safetensors")[1])
     assert odd.rpartition("/")[2].isascii()
     assert "<" not in odd
+
+
+def test_small_things_on_the_page_work_without_the_queue(port, capfd):
+    client = Client(port)
+    assert client.run("erase", CAT)["success"]
+    number, one = client.function("gallery", "select")
+    client.join(number, [], trigger_id=one, event_data={"index": 1})
+    chosen = paths_of(client.outcome()["output"]["data"])
+    assert [p.rpartition("/")[2] for p in chosen] == ["before-1.png", "after-1.png"]
+    assert all(client.get(f"/gradio_api/file={p}")[0] == 200 for p in chosen)
+    client.join(number, [], trigger_id=one)  # no picture was chosen
+    assert client.outcome()["output"]["title"] == "That does not work"
+    for network, success in (("emoji-clip", True), ("no-such", False), (5, False)):
+        assert client.run("network", [network], event="change")["success"] is success
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_queue_says_so_and_goes_on(tmp_path):
+    server = make_server(tmp_path, steps=2, waiting=2)
+    with serving(server) as port:
+        clients = [Client(port) for _ in range(6)]
+        number, one = clients[0].function("preflight")
+        for client in clients:
+            assert client.join(number, LOOK, trigger_id=one)[0] == 200
+        found = [client.outcome() for client in clients]
+        told = [m["output"].get("error") for m in found if not m["success"]]
+        assert found[0]["success"]
+        assert told
+        assert all("the demo is busy" in t for t in told)
+        assert clients[-1].run("preflight", LOOK)["success"]
