@@ -68,16 +68,7 @@ def build(server: Server) -> gr.Blocks:
 
 def _wire(server: Server, asked: Asked, result: Results, looked: Looked) -> None:
     """Connect the first tab's buttons to their handlers."""
-    outputs: list[Any] = [
-        looked.about,
-        looked.slider,
-        looked.gallery,
-        looked.scores,
-        result.erased,
-        *result.downloads.values(),
-        result.python,
-        result.shell,
-    ]
+    outputs = _outputs(result, looked)
 
     def show(update: Update | None) -> dict[Any, Any]:
         told = update.about if update else None
@@ -126,6 +117,11 @@ def _wire(server: Server, asked: Asked, result: Results, looked: Looked) -> None
     look = heavy(server, handlers.preflight, lambda *raw: (Concept.of(*raw),), show)
     asked.look.click(look, concept, looked.about, **_RAW)
     asked.stop.click(None, cancels=running, api_visibility="private")
+    _wire_gallery(server, looked)
+
+
+def _wire_gallery(server: Server, looked: Looked) -> None:
+    """Let a click on a picture show it in the slider."""
 
     @quick
     def choose(request: gr.Request, event: gr.EventData) -> Any:
@@ -136,6 +132,20 @@ def _wire(server: Server, asked: Asked, result: Results, looked: Looked) -> None
         return _both(handlers.choose(session, index)) or gr.skip()
 
     looked.gallery.select(choose, None, looked.slider, **_RAW)
+
+
+def _outputs(result: Results, looked: Looked) -> list[Any]:
+    """All that a session changes."""
+    return [
+        looked.about,
+        looked.slider,
+        looked.gallery,
+        looked.scores,
+        result.erased,
+        *result.downloads.values(),
+        result.python,
+        result.shell,
+    ]
 
 
 def _shown(session: Session, results: Results, looked: Looked) -> dict[Any, Any]:
