@@ -166,17 +166,14 @@ class Guard:
             tab = messages.tab(names[0], visitor, self.server.visitors)
         except ValueError as error:
             raise Refused(422, str(error)) from error
-        if visitor.streams >= self.server.limits.streams:
+        if visitor.streams.total() >= self.server.limits.streams:
             raise Refused(429, "too many pages are open", {"retry-after": "30"})
         if path == LISTEN:
             scope = {**scope, "query_string": urlencode({"session_hash": tab}).encode()}
         else:
             scope = {**scope, "path": HEARTBEAT + tab, "raw_path": (HEARTBEAT + tab).encode()}
-        visitor.streams += 1
-        try:
+        with visitor.streaming("listen" if path == LISTEN else "heartbeat", tab):
             await self.app(scope, receive, send)
-        finally:
-            visitor.streams -= 1
 
     async def _write(
         self, scope: Scope, path: str, visitor: Visitor, body: bytes, receive: Receive, send: Send
@@ -193,7 +190,9 @@ class Guard:
             told = json.dumps([str(kept)]).encode()
             await answer(send, 200, told, {"content-type": "application/json"})
         elif path == JOIN:
-            body = messages.join(body, self.forms, visitor, visitors)
+            tab, body = messages.join(body, self.forms, visitor, visitors)
+            if not visitor.may_ask(tab):
+                raise Refused(429, "nobody listens to what was asked for", {"retry-after": "60"})
             await self.app(*rewritten(scope, body, receive), _noting(send, visitor))
         elif path == CANCEL:
             body = messages.cancel(body, visitor, visitors)

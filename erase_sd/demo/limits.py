@@ -29,6 +29,7 @@ class Limits:
         streams: Answers without an end that a visitor may listen to.
         idle_seconds: After this long without a page open, a visitor's work is deleted.
         stay_seconds: After this long without a request it is deleted in any case.
+        unheard: Jobs of a visitor whose outcome no page has listened to.
         jobs: Jobs of a visitor that may wait.
         waiting: Jobs of everybody that may wait; one address may have half of them.
         slice_seconds: After this long a job lets others go first.
@@ -60,6 +61,7 @@ class Limits:
     streams: int = 24
     idle_seconds: float = 3600
     stay_seconds: float = 6 * 3600
+    unheard: int = 64
     jobs: int = 4
     waiting: int = 64
     slice_seconds: float = 10

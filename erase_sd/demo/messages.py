@@ -28,8 +28,8 @@ class Forms:
     inputs: Mapping[int, int]
 
 
-def join(body: bytes, forms: Forms, visitor: Visitor, visitors: Visitors) -> bytes:
-    """A request for a job, with the secret name of the visitor's page in place of the known one.
+def join(body: bytes, forms: Forms, visitor: Visitor, visitors: Visitors) -> tuple[str, bytes]:
+    """A page's secret name and its request for a job, with that name in place of the known one.
 
     Raises:
         ValueError: If it is not what the page sends, or names a file of somebody else.
@@ -44,12 +44,13 @@ def join(body: bytes, forms: Forms, visitor: Visitor, visitors: Visitors) -> byt
     trigger = message.get("trigger_id")
     told = message.get("event_data")
     index = told.get("index") if isinstance(told, dict) else None
-    return _written(
+    page = tab(message.get("session_hash"), visitor, visitors)
+    return page, _written(
         {
             "data": [_value(v, visitor) for v in data],
             "fn_index": number,
             "trigger_id": None if trigger is None else _whole(trigger, "trigger_id"),
-            "session_hash": tab(message.get("session_hash"), visitor, visitors),
+            "session_hash": page,
             "event_data": None if index is None else {"index": _whole(index, "index")},
         }
     )

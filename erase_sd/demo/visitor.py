@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import secrets
 import shutil
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +76,8 @@ class Visitor:
         sessions: What the visitor's pages show, by their secret names.
         events: Names of the visitor's last requests for a job.
         uploaded: When files were uploaded.
-        streams: Open answers without an end.
+        unheard: How many jobs of each page nobody has listened to.
+        streams: Open answers without an end, by what they are for.
         admitted: Whether the right password was given.
         seen: When the last request came.
     """
@@ -87,7 +89,8 @@ class Visitor:
     sessions: dict[str, Session] = field(default_factory=dict)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=64))
     uploaded: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
-    streams: int = 0
+    unheard: Counter[str] = field(default_factory=Counter)
+    streams: Counter[str] = field(default_factory=Counter)
     admitted: bool = False
     seen: float = field(default_factory=time.monotonic)
 
@@ -105,6 +108,25 @@ class Visitor:
             gone = self.sessions.pop(next(iter(self.sessions)))
             if gone.folder is not None:
                 shutil.rmtree(gone.folder, ignore_errors=True)
+
+    def may_ask(self, tab: str) -> bool:
+        """Whether a page may ask for one more job: outcomes wait in memory until it listens."""
+        if not self.streams[f"listen {tab}"]:
+            self.unheard[tab] += 1
+        return self.unheard.total() <= self.limits.unheard
+
+    @contextlib.contextmanager
+    def streaming(self, what: str, tab: str) -> Iterator[None]:
+        """An answer without an end to a page: a heartbeat, or outcomes it listens to."""
+        key = f"{what} {tab}"
+        self.streams[key] += 1
+        if what == "listen":
+            del self.unheard[tab]
+        try:
+            yield
+        finally:
+            self.streams[key] -= 1
+            self.streams += Counter()  # forgets what is 0
 
     def owns(self, path: Path) -> bool:
         """Whether a file is the visitor's own."""
@@ -172,7 +194,7 @@ class Visitors:
         now = time.monotonic()
         for visitor in list(self._known.values()):
             quiet = now - visitor.seen
-            idle = visitor.streams == 0 and quiet > self.limits.idle_seconds
+            idle = not visitor.streams.total() and quiet > self.limits.idle_seconds
             if idle or quiet > self.limits.stay_seconds:
                 self._forget(visitor)
 
@@ -186,7 +208,7 @@ class Visitors:
             addresses = [v.address for v in self._known.values()]
             crowd = max(set(addresses), key=addresses.count)
             there = [v for v in self._known.values() if v.address == crowd]
-            self._forget(min(there, key=lambda v: (v.streams > 0, v.seen)))
+            self._forget(min(there, key=lambda v: (v.streams.total() > 0, v.seen)))
 
     def _forget(self, visitor: Visitor) -> None:
         del self._known[visitor.name]

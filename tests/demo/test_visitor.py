@@ -63,7 +63,7 @@ def test_a_visit_ends(tmp_path):
         visitor.keep("1", with_files(visitor.session("1", "m"), "a"))
     assert visitors.size() == 300
     ann.seen = bob.seen = time.monotonic() - 11
-    bob.streams = 1  # the page is open
+    bob.streams["heartbeat 1"] = 1  # the page is open
     visitors.sweep()
     assert [v.folder.exists() for v in (ann, bob, cas)] == [False, True, True]
     bob.seen = time.monotonic() - 101
@@ -93,6 +93,18 @@ def test_uploads_are_counted(tmp_path):
     visitor.upload("a.safetensors", b"x")
     with pytest.raises(ValueError, match="too many uploads"):
         visitor.upload("a.safetensors", b"x")  # the fourth in an hour
+
+
+def test_a_page_listens_before_it_asks_for_much_more(tmp_path):
+    visitor = made(Visitors(tmp_path, Limits(unheard=3)))
+    assert [visitor.may_ask(t) for t in "aab"] == [True] * 3
+    assert not visitor.may_ask("c")
+    with visitor.streaming("listen", "a"):
+        assert all(visitor.may_ask("a") for _ in range(10))
+        with visitor.streaming("heartbeat", "a"):
+            assert visitor.streams.total() == 2
+    assert not visitor.streams
+    assert visitor.may_ask("a")
 
 
 def test_a_link_does_not_make_a_file_ones_own(tmp_path):
