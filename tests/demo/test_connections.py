@@ -119,10 +119,11 @@ def test_who_does_not_read_is_not_waited_for(brief):
         one.connect(("127.0.0.1", brief))
         one.sendall(asked)
         time.sleep(2.5)
-        with pytest.raises(OSError):  # reset: there are answers that nobody will send
-            for _ in range(10_000):
-                if not one.recv(65536):
-                    raise ConnectionResetError
+        got = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := one.recv(65536):
+                got += part
+        assert got.count(b"HTTP/1.1 200") < 200  # the rest was given up
 
 
 def test_a_visitor_listens_to_so_many_answers_without_an_end(brief):
