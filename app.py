@@ -1,4 +1,4 @@
-"""The demo as hosting services start it: `python app.py`. All of it is in `erase_sd.demo`; so are its options."""
+"""The demo as hosting services start it: `python app.py`, with `erase-concept demo`'s options."""
 
 import sys
 

@@ -1,199 +1,174 @@
-"""Serve the page: where, to whom, and what a request may carry."""
+"""Serve the page: where, under which names, to whom."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
-import os
 import platform
-import re
+import socket
 import sys
-from collections.abc import AsyncGenerator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from erase_sd.demo.house import House
+import fastapi
+import gradio as gr
+import uvicorn
 
-SESSIONS = 500  # visitors whose work is remembered
-UPLOAD_BYTES = 2_000_000
-BODY_BYTES = 200_000  # of any other request
-FOLDER_BYTES = 2_000_000_000  # of all that visitors have uploaded and made
-# What the page asks for; Gradio has more routes, and none of them is needed here.
-READ = re.compile(
-    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|login_check|(static|assets|svelte)/.*|"
-    r"gradio_api/(startup-events|app_id|queue/data|upload_progress|heartbeat/[\w-]+|file=.*))?"
-)
-WRITE = re.compile(r"/(login|gradio_api/(upload|cancel|reset|queue/join))")
-# The browser itself refuses whatever is not from here.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-src 'self'; object-src 'none'; "
-    "worker-src 'self' blob:; base-uri 'self'; form-action 'self'"
-)
+from erase_sd.demo.connections import bounded
+from erase_sd.demo.guard import Gate, Guard
+from erase_sd.demo.layout import CSS, THEME, build
+from erase_sd.demo.messages import Forms
+from erase_sd.demo.origin import LOOPBACK, Origins, host_name
+from erase_sd.demo.password import Password
+from erase_sd.demo.server import Server
+
+_PORTS = range(7860, 7960)
+_SWEEP = 60.0  # seconds between two looks for what visits have left
+_ANYWHERE = ("0.0.0.0", "[::]")  # noqa: S104 - names of "every address", compared only
 
 
-class Guard:
-    """ASGI middleware: what the page needs and nothing else, in small requests, from its own folder.
+@dataclass(frozen=True)
+class Address:
+    """Where the page is, and who gets in.
 
-    Args:
-        app: What it guards.
-        folder: The only folder whose files are served and whose size is bounded.
-    """
-
-    def __init__(self, app: Any, folder: Path) -> None:
-        self.app = app
-        self.folder = folder
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer, or pass on."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http":  # the page uses no WebSocket
-            await send({"type": "websocket.close", "code": 1008})
-            return
-
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        path = scope["path"].rstrip("/") or "/"
-        reads = scope["method"] in ("GET", "HEAD")
-        if not (READ if reads else WRITE).fullmatch(path) or scope["method"] not in ("GET", "HEAD", "POST"):
-            await _answer(guarded, 404, "there is nothing here")
-            return
-        if reads:
-            file = path.partition("/gradio_api/file=")[2]
-            if file and not (file.startswith(f"{self.folder}/") and ".." not in file.split("/")):
-                await _answer(guarded, 403, "that file is not of this page")
-                return
-            await self.app(scope, receive, guarded)
-            return
-        uploading = path.endswith("/upload")
-        limit = UPLOAD_BYTES if uploading else BODY_BYTES
-        body, more = b"", True
-        while more and len(body) <= limit:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        if len(body) > limit:
-            await _answer(guarded, 413, f"at most {limit / 1e6:g} MB")
-        elif uploading and not await _is_erasure_upload(scope, body):
-            await _answer(guarded, 415, "one .safetensors file")
-        elif uploading and _size(self.folder) > FOLDER_BYTES:
-            await _answer(guarded, 507, "the demo's disk is full; try again later")
-        else:
-            parts = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def replay() -> Any:
-                return parts.pop() if parts else await receive()
-
-            await self.app(scope, replay, guarded)
-
-
-async def _is_erasure_upload(scope: Any, body: bytes) -> bool:
-    """Whether a form holds one file, in the field Gradio reads, named as erasure files are."""
-    from starlette.datastructures import Headers, UploadFile
-    from starlette.formparsers import MultiPartException, MultiPartParser
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        form = await MultiPartParser(Headers(scope=scope), stream(), max_files=1, max_fields=4).parse()
-    except (MultiPartException, KeyError, ValueError):
-        return False
-    items = form.multi_items()
-    await form.close()
-    return (
-        [key for key, _ in items] == ["files"]
-        and isinstance(items[0][1], UploadFile)
-        and (items[0][1].filename or "").lower().endswith(".safetensors")
-    )
-
-
-def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-async def _answer(send: Any, status: int, text: str) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": text.encode()})
-
-
-async def _no_download(url: str, *_: Any, **__: Any) -> str:
-    """Stands in for Gradio's own: a visitor may not make the server fetch an address."""
-    raise ValueError(f"this page fetches nothing: {url[:80]}")
-
-
-def credentials() -> tuple[str, str]:
-    """User and password from `ERASE_SD_AUTH`.
+    Attributes:
+        host: Address to listen on.
+        port: Port; None takes the first free one from 7860.
+        allowed_hosts: Names by which visitors reach it, besides this machine's for itself.
+        password: What everybody needs, or None.
 
     Raises:
-        ValueError: If it is not set to `user:password`.
+        ValueError: If others could reach it, but by no name.
     """
-    user, colon, password = os.environ.get("ERASE_SD_AUTH", "").partition(":")
-    if not user or not colon or not password:
-        raise ValueError("--auth reads the environment: set ERASE_SD_AUTH=user:password")
-    return user, password
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    password: Password | None = None
+
+    def __post_init__(self) -> None:
+        if host_name(self.host) in _ANYWHERE and not self.allowed_hosts:
+            raise ValueError(
+                f"--host {self.host} needs --allowed-host NAME: "
+                "what visitors have in their address bar, without port"
+            )
+        _ = self.origins
+
+    @property
+    def origins(self) -> Origins:
+        """Names under which the page may be asked for."""
+        own = [] if host_name(self.host) in _ANYWHERE else [self.host]
+        return Origins([*own, *self.allowed_hosts])
+
+    @property
+    def public(self) -> bool:
+        """Whether others than this machine reach it."""
+        return bool(self.allowed_hosts) or host_name(self.host) not in LOOPBACK
+
+    def bind(self) -> socket.socket:
+        """Take the port.
+
+        Raises:
+            ValueError: If it, or every one, is in use.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        for port in _PORTS if self.port is None else [self.port]:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((self.host.strip("[]"), port))
+                listener.listen()  # who comes before the server runs waits for it
+            except OSError as error:
+                listener.close()
+                reason = error
+                continue
+            return listener
+        raise ValueError(f"cannot listen on {self.host}: {reason.strerror}")
+
+
+def make_app(server: Server, address: Address, port: int) -> Guard:
+    """The page with what guards it, as an ASGI application.
+
+    Args:
+        server: What visitors share.
+        address: Names and password.
+        port: Where it will be served; cookies of two demos on one machine differ by it.
+    """
+    page = build(server)
+    # Who is next is decided by `server.turns`; Gradio starts whatever comes.
+    page.max_threads = server.limits.waiting + 16
+    page.state_session_capacity = server.limits.visitors
+    page.queue(api_open=False, max_size=2 * server.limits.waiting, default_concurrency_limit=None)
+
+    @contextlib.asynccontextmanager
+    async def swept(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_sweep(server))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    shell = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=swept)
+    gr.mount_gradio_app(
+        shell,
+        page,
+        path="/",
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        theme=THEME,
+        css=CSS,
+    )
+    inputs = {d["id"]: len(d["inputs"]) for d in page.config["dependencies"] if d.get("backend_fn")}
+    gate = Gate(address.origins, f"erase-sd-{port}", address.password)
+    return Guard(shell, server, gate, Forms(inputs))
+
+
+def prepare(server: Server, address: Address, listener: socket.socket) -> uvicorn.Server:
+    """All that serves the page on a port that is taken; nothing runs yet."""
+
+    async def made() -> Guard:
+        return make_app(server, address, listener.getsockname()[1])
+
+    config = uvicorn.Config(
+        # In a loop: where none runs, Gradio makes one for each of its locks and leaves it open.
+        asyncio.run(made()),
+        http=bounded(server.limits),
+        ws="none",
+        loop="asyncio",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(server: Server, address: Address) -> None:
+    """Serve the demo until interrupted."""
+    few_arenas()
+    with address.bind() as listener:
+        ready = prepare(server, address, listener)
+        host = "127.0.0.1" if host_name(address.host) in _ANYWHERE else host_name(address.host)
+        at = f"http://{host}:{listener.getsockname()[1]}/"
+        print(f"the demo is at {at} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        ready.run(sockets=[listener])
 
 
 def few_arenas() -> None:
-    """Let glibc keep two heaps instead of one for every thread that ever allocated: half the server's memory."""
+    """Let glibc keep two heaps, not one for every thread: half the server's memory."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX
 
 
-def serve(
-    house: House,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    auth: tuple[str, str] | None = None,
-    share: bool = False,
-    queue: int = 64,
-) -> None:
-    """Serve the demo until interrupted.
-
-    Args:
-        house: Models, limits, folder.
-        host: Address to listen on.
-        port: Port; None takes the first free one from 7860.
-        auth: User and password that everybody needs, or None.
-        share: Make a public link through Gradio's servers.
-        queue: Requests that may wait; one more is told that the demo is busy.
-    """
-    import gradio as gr
-    from gradio import processing_utils
-    from starlette.middleware import Middleware
-
-    from erase_sd.demo.page import CSS, build
-
-    processing_utils.async_ssrf_protected_download = _no_download
-    page = build(house)
-    page.queue(api_open=False, max_size=queue, default_concurrency_limit=1)
-    fonts = ("ui-sans-serif", "system-ui", "sans-serif")
-    theme = gr.themes.Default(
-        primary_hue="rose", neutral_hue="slate", font=fonts, font_mono=("ui-monospace", "monospace")
-    )
-    guard = Middleware(Guard, folder=house.folder)
-    try:
-        _, address, public = page.launch(
-            server_name=host, server_port=port, auth=auth, share=share, prevent_thread_lock=True, show_error=False,
-            quiet=True, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-            mcp_server=False, max_file_size=UPLOAD_BYTES, theme=theme, css=CSS,
-            state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
-        )  # fmt: skip
-        print(f"the demo is at {public or address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        page.block_thread()
-    finally:
-        page.close(verbose=False)
+async def _sweep(server: Server) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP)
+        server.visitors.sweep()
