@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.single_file import SingleFile
 
 EMBEDDED = "emoji-sd"
 DEVICES = ("cpu", "cuda", "mps")
@@ -157,8 +157,6 @@ def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = 
     import torch
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging as diffusers_logging
-
-    from erase_sd.models.single_file import SingleFile
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()

@@ -123,7 +123,7 @@ def test_an_erasure_file_for_another_model_is_refused(model, tmp_path):
     path = dataclasses.replace(erasure, text_encoder="x").save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="another text encoder"):
         model.open_file(path)
-    dataclasses.replace(erasure, base={n: "0" for n in erasure.base}).save(path, force=True)
+    dataclasses.replace(erasure, base={n: "0" * 64 for n in erasure.base}).save(path, force=True)
     with pytest.raises(ValueError, match="another base"):
         model.open_file(path)
     path.write_bytes(b"\xff" * 100)
@@ -141,14 +141,15 @@ def part_of(model, **changes):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"forget": ("z " * 400_000,)}, "more or longer prompts"),
+        ({"forget": ("z " * 400_000,)}, "forget is missing or malformed"),
         ({"forget": tuple(f"p{i}" for i in range(1000))}, "more or longer prompts"),
         ({"forget": ()}, "names no forget prompts"),
-        ({"forget": (5,)}, "names no forget prompts"),
-        ({"strength": 1e9}, "strength between 0 and 10"),
-        ({"edits": {"tokens": LowRankEdit(torch.zeros(1, 1), torch.zeros(1, 1))}}, "width"),
+        ({"forget": (5,)}, "forget is missing or malformed"),
+        ({"strength": 1e9}, "strength is missing or malformed"),
+        ({"strength": 50.0}, "strength between 0 and 10"),
+        ({"right": {"tokens": LowRankEdit(torch.zeros(1, 1), torch.zeros(1, 1))}}, "width"),
         (
-            {"edits": {"tokens": LowRankEdit(torch.zeros(1, 400), torch.zeros(1, 400))}},
+            {"right": {"tokens": LowRankEdit(torch.zeros(1, 400), torch.zeros(1, 400))}},
             "rank within the width",
         ),
     ],
