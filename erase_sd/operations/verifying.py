@@ -142,8 +142,10 @@ def _checkpoint(
 ) -> list[Check]:
     wrong = _differs(erased, erasure, weights) if base_holds else "the base is another"
     strays = erased.strays()
+    open_sides = _open_sides(erased, erasure)
     checks = [
         Check("erased weights", not wrong, wrong),
+        *([Check("left sides closed", not open_sides, open_sides)] if erasure.left else []),
         Check(
             "no other weights",
             not strays,
@@ -170,6 +172,22 @@ def _differs(checkpoint: Checkpoint, erasure: Erasure, weights: Mapping[str, Ten
         room = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
         if not bool(((erased[name].double() - expected.double()).abs() <= room).all()):
             return f"{name} is not what the erasure makes of the base"
+    return ""
+
+
+def _open_sides(checkpoint: Checkpoint, erasure: Erasure) -> str:
+    """Which value matrix can write along what its left side closes, for whatever input; "" if none.
+
+    Needs no base: `bᵀ W'` is zero, to rounding, or it is not.
+    """
+    if erasure.scale != 1 or any(c.strength < 1 for c in erasure.concepts):
+        return "closed only in part: its scale or strength is not 1"
+    weights = checkpoint.weights(kinds=erasure.kinds)
+    for name, side in erasure.left.items():
+        weight = weights[name].double()
+        eps = torch.finfo(weights[name].dtype).eps
+        if float((side.B.T @ weight).norm()) > 4 * eps * float(weight.norm()):
+            return f"{name} can write along it"
     return ""
 
 

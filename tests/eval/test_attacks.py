@@ -140,7 +140,7 @@ def test_revival_is_the_best_that_an_embedding_can_do(pipe, cat, scale):
     weights = [w.double() for w in LiveErasure.of(pipe).originals().values()]
     every = torch.cat(weights)  # (all outputs, d)
     eye = torch.eye(x.shape[1], dtype=torch.float64)
-    edited = (every @ cut.features(eye).T).numpy()
+    edited = (every @ cut.apply_to_features(eye).T).numpy()
     want = (every @ x.T).numpy()
     best = np.linalg.lstsq(edited, want, rcond=None)[0]
 

@@ -107,7 +107,8 @@ class TestSettings:
             ({"epsilon": -1}, "expected epsilon between"),
             ({"mu": "much"}, "expected a number, got 'much'"),
             ({"left": "perhaps"}, "expected yes or no"),
-            ({"rank": 1}, "no option 'rank'"),
+            ({"rank": 1.5}, "expected a whole number"),
+            ({"share": 1}, "no option 'share'"),
         ],
     )
     def test_values_are_checked_by_type_and_range(self, options, message):

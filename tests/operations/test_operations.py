@@ -45,9 +45,7 @@ class TestErase:
 
     def test_pictures_before_and_after_are_counted(self, tmp_path):
         """The main job as `make demo` runs it, on few pictures."""
-        result = erase(
-            "emoji-sd", "cat", out=tmp_path / "o", pictures=Pictures(count=1, steps=6)
-        )
+        result = erase("emoji-sd", "cat", out=tmp_path / "o", pictures=Pictures(count=1, steps=6))
         assert result.scores["forget"].keys() == {"before", "after"}
         assert result.scores["images"] == len(result.scores["subjects"]) == 9
         assert (tmp_path / "o" / "before_after.png").read_bytes().startswith(b"\x89PNG")
@@ -118,6 +116,17 @@ class TestVerify:
         state[name][0, 0] += 1
         save_file(state, copy / WEIGHTS)
         check = self.check(copy, "emoji-sd", "erased weights")
+        assert not check.passed and name in check.why
+
+    def test_an_open_left_side(self, tmp_path):
+        out = tmp_path / "robust"
+        erase("emoji-sd", "cat", out=out, settings=Settings("two-sided", robust=True))
+        assert self.check(out, "emoji-sd", "left sides closed").passed
+        state = load_file(out / WEIGHTS)
+        name = next(n for n in state if n.endswith("attn2.to_v.weight"))
+        state[name] += 0.01 * Erasure.load(out / "erasure.safetensors").left[name].B.half()
+        save_file(state, out / WEIGHTS)
+        check = self.check(out, "emoji-sd", "left sides closed")
         assert not check.passed and name in check.why
 
     def test_words_that_do_not_match(self, copy):

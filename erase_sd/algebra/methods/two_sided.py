@@ -22,7 +22,8 @@ class Options:
     Attributes:
         mu: How much each forget prompt weighs against ordinary text on the right.
         epsilon: Relative ridge on the moment of ordinary text.
-        cut: Gains below this are left out, which keeps the rank low.
+        rank: Number of directions on the right; None takes all whose gain is at least `cut`.
+        cut: See `rank`; it keeps the rank low.
         left: Whether to close the left side too: no input can then make the values write what sets
             the concept apart.
         spare: How much the left side is freed of what other things are drawn with; 0 closes most
@@ -32,6 +33,7 @@ class Options:
 
     mu: float = 0.3
     epsilon: float = 1e-4
+    rank: int | None = None
     cut: float = 0.2
     left: bool = False
     spare: float = 10.0
@@ -40,6 +42,7 @@ class Options:
     def __post_init__(self) -> None:
         within("mu", self.mu, 1e-9, 1e9)
         within("epsilon", self.epsilon, 1e-12, 1e12)
+        within("rank", self.rank, 1)
         within("cut", self.cut, 0, 1)
         within("spare", self.spare, 0, 1e9)
         within("move", self.move, 1e-9, 1)
@@ -54,13 +57,18 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
 
     Raises:
         NothingLeft: If the forget prompts look like what is protected.
+        ValueError: If `rank` is beyond what the forget prompts span.
     """
     values, U = quotient(problem, unprotected(problem), options.epsilon)
     mu = options.mu * max(1, len(problem.concepts))
     gains = mu * values / (1 + mu * values)
-    keep = gains >= min(options.cut, float(gains[0]))
-    carriers = problem.forget.matrix @ U[:, keep] / values[keep]
-    return LowRankEdit(carriers * gains[keep], U[:, keep])
+    rank = options.rank or max(1, int((gains >= options.cut).sum()))
+    if rank > len(gains):
+        raise ValueError(
+            f"rank {rank} asked, but the forget prompts span {len(gains)} unprotected dimensions"
+        )
+    carriers = problem.forget.matrix @ U[:, :rank] / values[:rank]
+    return LowRankEdit(carriers * gains[:rank], U[:, :rank])
 
 
 def left(weight: Tensor, problem: Problem, options: Options) -> LowRankEdit:
