@@ -116,7 +116,7 @@ class UnlinkBelow:
 
     Attributes:
         below: β, the share of the first singular value under which a direction goes; None takes as many of the
-            weakest as hold a hundredth of the features' energy.
+            weakest as hold a twentieth of the features' energy.
         layers: Which; the paper takes middle layers.
     """
 
@@ -134,14 +134,14 @@ def unlink_below(model: nn.Module, task: Task, options: UnlinkBelow, run: Run) -
         values, vectors = torch.linalg.eigh(problem.forget.matrix)
         values = values.clamp(min=0)
         if options.below is None:
-            weak = values.cumsum(0) <= 0.01 * values.sum()
+            weak = values.cumsum(0) <= 0.05 * values.sum()
         else:
             weak = values.sqrt() < options.below * values[-1].sqrt()
         U = vectors[:, weak]
         return LowRankEdit(U, U)
 
     if options.below is None:
-        run.chose(below="the weakest 1 % of the energy")
+        run.chose(below="the weakest 5 % of the energy")
     return edit_layers(model, task.forget, None, solve, select=options.layers)
 
 
