@@ -1,0 +1,260 @@
+"""The papers' tables for classifiers: run resumably, averaged over classes and seeds, as Markdown, JSON and a plot.
+
+`python -m lab.vision_tables class-wise --model mlp --train --data digits --out build/tables`
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from erase_sd.files import file_hash
+from erase_sd.vision import METHODS, Data, Recipe, Task, load_data, load_model, make_task, measure, unlearn
+from erase_sd.vision.layers import layers
+from erase_sd.vision.metrics import average_gap, penultimate, relearn
+from erase_sd.vision.models import trained
+from lab.journal import Journal
+from lab.page import MEASURED, table, write_page
+from lab.vision_cases import TABLES, Case, Setting, cases
+from lab.vision_presets import preset_of
+
+COLUMNS = ("UA", "RA", "TA", "MIA", "Avg.Gap", "relearn 1", "relearn 5", "seconds", "cached")
+
+
+def run(
+    name: str, setting: Setting, work: Path, *, methods: Sequence[str], classes: Sequence[int], seeds: int
+) -> list[dict[str, Any]]:
+    """Run a table's cases that are not in the journal yet; returns rows of averaged numbers."""
+    journal = Journal(work / f"{name}-{setting.name.replace(' ', '-')}.jsonl")
+
+    @cache
+    def reference(forget: str, seed: int) -> tuple[Task, dict[str, float]]:
+        task = make_task(setting.data, forget, seed=seed)
+        if not setting.retrain:
+            return task, {}
+        anew = preset_of("retrain", setting.preset)
+        if setting.preset.startswith("cifar10"):
+            anew["resume"] = str(work / f"retrain-{setting.name.split()[0]}-{forget}-{seed}.state")
+        result = unlearn(setting.original(seed), task, "retrain", seed=seed + 100, **anew)
+        return task, _numbers(result.model, task, result.seconds, seed)
+
+    plan = cases(name, setting.data, methods=methods, classes=classes, seeds=seeds)
+    shown = list(dict.fromkeys((c.forget, c.seed) for c in plan))
+    first = [Case("original", f, "original", s) for f, s in shown]
+    if setting.retrain:
+        first = [Case("retrain", f, "retrain", s) for f, s in shown] + first
+    plan = first + [c for c in plan if c.method not in ("retrain", "original")]
+    entries = []
+    for case in tqdm(plan, desc=f"{name}, {setting.name}", unit="run"):
+        key = _key(case, setting)
+        if key not in journal:
+            task, retrained = reference(case.forget, case.seed)
+            numbers, why = (retrained, "") if case.method == "retrain" else attempt(setting, case, task)
+            if retrained and numbers:
+                numbers = numbers | {"Avg.Gap": average_gap(numbers, retrained)}
+            journal.put(key, {"row": case.row, "case": f"{case.forget}, seed {case.seed}", "numbers": numbers,
+                              "why": why})  # fmt: skip
+        entries.append(journal.get(key))
+    return average(entries)
+
+
+def _key(case: Case, setting: Setting) -> str:
+    """Everything that moves a number."""
+    spec = METHODS[case.method].options if case.method in METHODS else None
+    told = [asdict(case), setting.name, setting.identity, setting.retrain, spec]
+    return json.dumps([*told, preset_of(case.method, setting.preset)], sort_keys=True, default=str)
+
+
+def attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float], str]:
+    """Numbers of one run, or why there are none: a method that fails costs its own run alone, and it is counted."""
+    model = setting.original(case.seed)
+    if case.method == "original":
+        return _numbers(model, task, 0.0, case.seed), ""
+    options = preset_of(case.method, setting.preset) | dict(case.options)
+    seen = shown(task, case, setting)
+    try:
+        result = unlearn(model, seen, case.method, seed=case.seed, **options)
+        numbers = _numbers(result.model, task, result.seconds, case.seed)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        return {}, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    reads = METHODS[case.method].retained
+    numbers["seconds"] += setting.passes * (len(seen.forget) + len(seen.retain) * (reads != "nothing"))
+    return numbers, ""
+
+
+def shown(task: Task, case: Case, setting: Setting) -> Task:
+    """What the method gets to see."""
+    seen = task
+    if case.external:
+        outside = setting.outside
+        other = make_task(outside, case.forget).forget if outside is not None else task.test_forget
+        seen = seen.shown(other)
+    if case.shots is not None:
+        seen = seen.shown(seen.forget.sample(case.shots, case.seed))
+    if case.siblings:
+        from dataclasses import replace
+
+        fine = setting.data.train_fine or ()
+        wanted = torch.tensor([f in case.siblings for f in fine])
+        gone = torch.tensor([f"subclass:{f}" == case.forget for f in fine])
+        seen = replace(seen, retain=seen.retain[wanted[~gone]])
+    return seen
+
+
+def _numbers(model: nn.Module, task: Task, seconds: float, seed: int) -> dict[str, float]:
+    found = measure(model, task, seed=seed) | {"seconds": seconds}
+    if task.classes:
+        shots = [relearn(model, task, shots=1, seed=s) for s in range(3)]
+        found |= {"relearn 1": float(np.mean(shots)), "relearn 5": relearn(model, task, shots=5)}
+    return found
+
+
+def average(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation of each row's numbers over the runs that ended, and how many did not."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        rows.setdefault(entry["row"], []).append(entry)
+    made = []
+    for row, runs in rows.items():
+        done = [e["numbers"] for e in runs if e["numbers"]]
+        keys = dict.fromkeys(k for n in done for k in n)
+        values = {k: [n[k] for n in done if k in n and not math.isnan(n[k])] for k in keys}
+        mean, std = ({k: float(f(v)) for k, v in values.items() if v} for f in (np.mean, np.std))
+        why = sorted({e["why"] for e in runs if e.get("why")})
+        made.append({"row": row, "runs": len(runs), "failed": len(runs) - len(done), "mean": mean, "std": std,
+                     "why": "; ".join(why)})  # fmt: skip
+    return made
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Sequence[Any]] | None = None) -> str:
+    """A table of averaged rows, below it what failed and how often.
+
+    Args:
+        rows: As `average` makes them.
+        published: Numbers of a paper by row and in the order of the columns; they stand in rows of their own.
+    """
+    columns = [c for c in COLUMNS if any(c in r["mean"] for r in rows)]
+    columns += list(dict.fromkeys(c for r in rows for c in r["mean"] if c not in COLUMNS))
+    cells = []
+    for r in rows:
+        name = r["row"] + (f" ({r['failed']} of {r['runs']} failed)" if r["failed"] else "")
+        cells.append([name, *(_cell(r, c) for c in columns)])
+    for name, numbers in (published or {}).items():
+        cells.append([name, *numbers, *["-"] * (len(columns) - len(numbers))])
+    lines = table(["method", *columns], cells)
+    failed = [f"\n{r['row']}, {r['failed']} of {r['runs']}: {r['why']}." for r in rows if r["failed"]]
+    return "\n".join([lines, *failed])
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    if column not in row["mean"]:
+        return "-"
+    if column in ("seconds", "cached"):
+        return f"{row['mean'][column]:.3g}"
+    if row["runs"] - row["failed"] > 1:
+        return f"{row['mean'][column]:.2f} ± {row['std'][column]:.2f}"
+    return f"{row['mean'][column]:.2f}"
+
+
+def plot(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """What is forgotten and what stays, a pair of bars for each row; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = [r for r in rows if {"UA", "TA"} <= set(r["mean"])][::-1]
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.3 * len(drawn)))
+    for shift, key, color, label in (
+        (0.2, "UA", "#b00020", "forgotten samples no longer recognised (UA)"),
+        (-0.2, "TA", "#78909c", "test samples of the rest recognised (TA)"),
+    ):
+        places = [i + shift for i in range(len(drawn))]
+        axis.barh(places, [r["mean"][key] for r in drawn], height=0.38, color=color, label=label)
+    axis.set_yticks(range(len(drawn)), [r["row"] for r in drawn])
+    axis.set(xlim=(0, 100), xlabel="%", title=title)
+    anchor = (0.5, 1.04 + 0.3 / max(len(drawn), 1))
+    axis.legend(loc="lower center", bbox_to_anchor=anchor, fontsize=8, ncols=2)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def headed(model: nn.Module, data: Data) -> tuple[nn.Module, Data, float]:
+    """The last layer alone, with what it reads as data: for methods that edit nothing else, the same numbers sooner.
+
+    Returns:
+        The layer, the data, and the seconds that one sample's features took.
+    """
+    head = nn.Sequential(layers(model, "last", data.train_x)[0].module)
+    start = time.perf_counter()
+    x = [penultimate(model, part) for part in (data.train_x, data.test_x)]
+    each = (time.perf_counter() - start) / (len(data.train_y) + len(data.test_y))
+    fine = (data.train_fine, data.test_fine)
+    return head.eval(), Data(data.name, x[0], data.train_y, x[1], data.test_y, data.classes, *fine), each
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make one table."""
+    told = "\n".join(f"  {n:<12}{t}" for n, t in TABLES.items())
+    p = argparse.ArgumentParser(prog="python -m lab.vision_tables", description=__doc__, epilog=f"tables:\n{told}",
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("name", choices=TABLES)
+    p.add_argument("--model", required=True, help="as for `erase-concept vision unlearn`")
+    p.add_argument("--train", action="store_true", help="train a fresh network of that architecture first")
+    p.add_argument("--epochs", type=int, default=40, help="of --train")
+    p.add_argument("--data", default="digits")
+    p.add_argument("--outside", help="another data set of the same classes, for the table external")
+    p.add_argument("--size", type=int)
+    p.add_argument("--method", action="append", default=[], choices=METHODS, help="of tables that compare; repeatable")
+    p.add_argument("--classes", default="", help="numbers, such as 0,3,5 (default: all)")
+    p.add_argument("--seeds", type=int, default=1)
+    p.add_argument("--no-retrain", action="store_true", help="no retrained reference, hence no gap")
+    p.add_argument("--work", type=Path, default=Path("build/vision-tables"))
+    p.add_argument("--out", type=Path, default=MEASURED / "vision-tables")
+    args = p.parse_args(argv)
+    if args.method and args.name in ("shots", "ranks", "external", "layers", "alphas", "frontier", "clip"):
+        p.error(f"the table {args.name} has methods of its own")
+    if args.outside and args.name != "external":
+        p.error("--outside is of the table external")
+    data = load_data(args.data, size=args.size)
+    classes = [int(c) for c in args.classes.split(",") if c] or list(range(len(data.classes)))
+    file = Path(args.model.partition(":")[2] or "-")
+    weights = file_hash(file) if file.is_file() else ""
+    identity = json.dumps([args.model, weights, args.data, args.size, args.epochs if args.train else 0])
+
+    @cache
+    def original(seed: int) -> nn.Module:
+        if args.train:
+            return trained(args.model, data, Recipe(epochs=args.epochs), seed=seed)
+        return load_model(args.model, data.classes, data.channels).eval()
+
+    name = f"{Path(args.model).stem} {data.name}"
+    preset = f"{data.name} {args.model.partition(':')[0]}"
+    outside = load_data(args.outside, size=args.size) if args.outside else None
+    setting = Setting(data, original, preset, not args.no_retrain, name, identity, outside)
+    methods = args.method or [m for m in METHODS if m not in ("retrain", "depoison")]
+    rows = run(args.name, setting, args.work, methods=methods, classes=classes, seeds=args.seeds)
+    text = f"# {args.name}: {TABLES[args.name]}\n\n{name}, {len(classes)} classes, {args.seeds} seeds.\n\n"
+    path = write_page(args.out, args.name, text + markdown(rows) + "\n", data=rows, picture=plot(rows, args.name))
+    print(path.read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
