@@ -51,6 +51,7 @@ class Setting:
         outside: Another data set of the same classes, for external samples; None takes unseen ones of the same set.
         passes: Seconds for what the last layer reads on one sample, where `data` are such features already; added to
             each method's time by how many samples it reads.
+        probe: Whether relearning is measured: edits of the last layer leave what it reads as it was.
     """
 
     data: Data
@@ -61,6 +62,7 @@ class Setting:
     identity: str = ""
     outside: Data | None = None
     passes: float = 0.0
+    probe: bool = True
 
 
 TABLES = {

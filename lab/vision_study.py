@@ -43,7 +43,9 @@ class Study:
         data: Folder of CIFAR-10 and its networks, as `make data-cifar10` builds it.
         classes: Of digits.
         seeds: Of digits.
-        cifar: Classes of CIFAR-10 that Retrain is trained for.
+        cifar: Classes of CIFAR-10, in the tables that take some.
+        images: Training images of CIFAR-10, and half as many test images.
+        retrain: Whether a ResNet-20 and its Retrain are trained here.
         shadows: Networks of each kind for PGU's attack.
     """
 
@@ -53,6 +55,8 @@ class Study:
     seeds: int
     cifar: list[int]
     shadows: int
+    images: int
+    retrain: bool
 
     def __post_init__(self) -> None:
         self.numbers: dict[str, Any] = {}
@@ -95,27 +99,42 @@ def cifar(study: Study) -> str:
     data, model = _public(study)
     head, features, each = headed(model, data)
     setting = Setting(features, lambda seed: head, "cifar10", False, "resnet20 last layer", passes=each)
-    ten = list(range(10))
+    ten, some = list(range(10)), {"classes": study.cifar}
     parts = [study.table("CIFAR-10, ResNet-20, one class after another", "class-wise", setting, methods=LAST,
                          classes=ten, published="class-wise")]  # fmt: skip
-    parts.append(study.table("CIFAR-10, ResNet-20, directions, and Eq. 15 as printed", "ranks", setting, classes=ten))
-    some = {"classes": [1, 3, 5]}
+    setting = replace(setting, probe=False)
+    parts.append(study.table("CIFAR-10, ResNet-20, directions, and Eq. 15 as printed", "ranks", setting, **some))
     parts.append(study.table("CIFAR-10, ResNet-20, few samples", "shots", setting, published="shots", **some))
     parts.append(study.table("CIFAR-10, ResNet-20, several classes", "multi-class", setting, methods=LAST[:3],
                              published="multi-class", **some))  # fmt: skip
     parts.append(study.table("CIFAR-10, ResNet-20, external samples", "external", setting, published="external",
-                             classes=ten))  # fmt: skip
-    parts.append(study.table("CIFAR-10, ResNet-20, finer nouns", "subclass", setting, methods=LAST[:2], classes=ten,
-                             published="subclass"))  # fmt: skip
+                             **some))  # fmt: skip
+    parts.append(study.table("CIFAR-10, ResNet-20, finer nouns", "subclass", setting, methods=LAST[:2],
+                             published="subclass", **some))  # fmt: skip
     parts.append(_siblings(study, head, features))
     parts.append(_cached(head, features))
     return "\n".join(parts)
 
 
 def _public(study: Study) -> tuple[Data, nn.Module]:
-    data = load_data(str(study.data / "cifar10.npz"))
+    whole = load_data(str(study.data / "cifar10.npz"))
+    data = whole
+    if study.images < len(whole.train_y):
+        data = _some(whole, study.images)
     weights = study.data / "cifar10_resnet20.safetensors"
     return data, load_model(f"resnet20:{weights}", data.classes).eval()
+
+
+def _some(data: Data, count: int) -> Data:
+    """A random part of the training samples, and half as many test samples."""
+    generator = torch.Generator().manual_seed(0)
+    few, test = (torch.randperm(len(y), generator=generator)[:n].sort().values
+                 for y, n in ((data.train_y, count), (data.test_y, count // 2)))  # fmt: skip
+    fine = []
+    for names, index in ((data.train_fine, few), (data.test_fine, test)):
+        fine.append(tuple(names[i] for i in index.tolist()) if names else None)
+    return Data(data.name, data.train_x[few], data.train_y[few], data.test_x[test], data.test_y[test], data.classes,
+                *fine)  # fmt: skip
 
 
 def _cached(head: nn.Module, data: Data) -> str:
@@ -158,6 +177,10 @@ def _siblings(study: Study, head: nn.Module, data: Data) -> str:
 def frontier(study: Study) -> str:
     """A ResNet-20 trained here and Retrain by the same recipe: what relearning brings back."""
     data, public = _public(study)
+    shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
+    told = study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=study.cifar)
+    if not study.retrain:
+        return told + "\nRetrain was not trained in this run (`--no-retrain`): two CPU cores need some four hours for it."
     recipe = Recipe(**{k: v for k, v in preset_of("retrain", "cifar10").items()})
 
     @cache
@@ -165,13 +188,11 @@ def frontier(study: Study) -> str:
         path = study.work / "resnet20-original.state"
         return trained("resnet20", data, recipe, seed=seed, loop=Loop(resume=path, desc="original"))
 
-    parts = []
+    parts = [told]
     told = f"{recipe.epochs} epochs"
     own = Setting(data, original, "cifar10", True, "resnet20 cifar10", told)
     parts.append(study.table(f"CIFAR-10, ResNet-20 trained here for {told}, and Retrain by the same recipe", "frontier",
                              own, classes=study.cifar))  # fmt: skip
-    shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
-    parts.append(study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=study.cifar))
     return "\n".join(parts)
 
 
@@ -216,12 +237,15 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--data", type=Path, default=Path("build/data"), help="CIFAR-10, from `make data-cifar10`")
     p.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="of digits")
     p.add_argument("--seeds", type=int, default=3, help="of digits")
-    p.add_argument("--cifar-classes", default="0,3,8", help="that Retrain is trained for")
+    p.add_argument("--cifar-classes", default="0,3,8", help="in the tables that take some")
+    p.add_argument("--images", type=int, default=20_000, help="of CIFAR-10 to train on, and half as many to test on")
+    p.add_argument("--no-retrain", action="store_true", help="train no ResNet-20 here, hence no Retrain")
     p.add_argument("--shadows", type=int, default=50)
     p.add_argument("--skip", action="append", default=[], choices=SECTIONS, help="leave a part out; repeatable")
     args = p.parse_args(argv)
     lists = ([int(c) for c in text.split(",")] for text in (args.classes, args.cifar_classes))
-    study = Study(args.work, args.data, next(lists), args.seeds, next(lists), args.shadows)
+    study = Study(args.work, args.data, next(lists), args.seeds, next(lists), args.shadows, args.images,
+                  not args.no_retrain)  # fmt: skip
     args.work.mkdir(parents=True, exist_ok=True)
     parts = {}
     for name, make in SECTIONS.items():
@@ -229,10 +253,10 @@ def main(argv: list[str] | None = None) -> int:
         parts[name] = f"Left out of this run (`--skip {name}`)." if name in args.skip else make(study)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     flags = [f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items()
-             if k in ("classes", "seeds", "cifar_classes", "shadows") and v != p.get_default(k)]  # fmt: skip
-    flags += [f"--skip {s}" for s in args.skip]
+             if k in ("classes", "seeds", "cifar_classes", "shadows", "images") and v != p.get_default(k)]  # fmt: skip
+    flags += ["--no-retrain"] * args.no_retrain + [f"--skip {s}" for s in args.skip]
     presets = "\n".join(f"- {m} on {d}: {', '.join(f'{k} = {v}' for k, v in o.items())}" for (m, d), o in PRESETS.items())
-    text = fill("vision", " ".join([COMMAND, *flags]), presets=presets, tuned=TUNED_ON, **parts)
+    text = fill("vision", " ".join([COMMAND, *flags]), presets=presets, tuned=TUNED_ON, images=f"{study.images:,}", tests=f"{min(10_000, study.images // 2):,}", **parts)
     path = write_page(args.out, "vision", text, data=study.numbers)
     for name, picture in study.pictures.items():
         (args.out / f"{name}.png").write_bytes(picture)

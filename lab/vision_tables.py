@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def run(
         if setting.preset.startswith("cifar10"):
             anew["resume"] = str(work / f"retrain-{setting.name.split()[0]}-{forget}-{seed}.state")
         result = unlearn(setting.original(seed), task, "retrain", seed=seed + 100, **anew)
-        return task, _numbers(result.model, task, result.seconds, seed)
+        return task, _numbers(result.model, task, result.seconds, seed, setting.probe)
 
     plan = cases(name, setting.data, methods=methods, classes=classes, seeds=seeds)
     shown = list(dict.fromkeys((c.forget, c.seed) for c in plan))
@@ -74,7 +74,7 @@ def run(
 def _key(case: Case, setting: Setting) -> str:
     """Everything that moves a number."""
     spec = METHODS[case.method].options if case.method in METHODS else None
-    told = [asdict(case), setting.name, setting.identity, setting.retrain, spec]
+    told = [asdict(case), setting.name, setting.identity, setting.retrain, setting.probe, spec]
     return json.dumps([*told, preset_of(case.method, setting.preset)], sort_keys=True, default=str)
 
 
@@ -82,12 +82,12 @@ def attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float],
     """Numbers of one run, or why there are none: a method that fails costs its own run alone, and it is counted."""
     model = setting.original(case.seed)
     if case.method == "original":
-        return _numbers(model, task, 0.0, case.seed), ""
+        return _numbers(model, task, 0.0, case.seed, setting.probe), ""
     options = preset_of(case.method, setting.preset) | dict(case.options)
     seen = shown(task, case, setting)
     try:
         result = unlearn(model, seen, case.method, seed=case.seed, **options)
-        numbers = _numbers(result.model, task, result.seconds, case.seed)
+        numbers = _numbers(result.model, task, result.seconds, case.seed, setting.probe)
     except (ValueError, NotImplementedError, RuntimeError) as error:
         return {}, f"{type(error).__name__}: {str(error).splitlines()[0]}"
     reads = METHODS[case.method].retained
@@ -105,8 +105,6 @@ def shown(task: Task, case: Case, setting: Setting) -> Task:
     if case.shots is not None:
         seen = seen.shown(seen.forget.sample(case.shots, case.seed))
     if case.siblings:
-        from dataclasses import replace
-
         fine = setting.data.train_fine or ()
         wanted = torch.tensor([f in case.siblings for f in fine])
         gone = torch.tensor([f"subclass:{f}" == case.forget for f in fine])
@@ -114,9 +112,11 @@ def shown(task: Task, case: Case, setting: Setting) -> Task:
     return seen
 
 
-def _numbers(model: nn.Module, task: Task, seconds: float, seed: int) -> dict[str, float]:
+def _numbers(
+    model: nn.Module, task: Task, seconds: float, seed: int, probe: bool
+) -> dict[str, float]:
     found = measure(model, task, seed=seed) | {"seconds": seconds}
-    if task.classes:
+    if task.classes and probe:
         shots = [relearn(model, task, shots=1, seed=s) for s in range(3)]
         found |= {"relearn 1": float(np.mean(shots)), "relearn 5": relearn(model, task, shots=5)}
     return found
