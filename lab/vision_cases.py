@@ -23,7 +23,8 @@ class Case:
         seed: Of the original model and of the method.
         options: Of the method.
         shots: Show the method only so many forget samples.
-        external: Show it the samples of another data set, or test samples, instead of those to be forgotten.
+        external: Show it the samples of another data set, or test samples, instead of those to be
+            forgotten.
         siblings: Show it as retained only the samples of these finer names.
     """
 
@@ -48,10 +49,12 @@ class Setting:
         retrain: Whether a retrained reference is affordable: without one there is no gap.
         name: For people.
         identity: Everything that makes the original models what they are; in the journal's keys.
-        outside: Another data set of the same classes, for external samples; None takes unseen ones of the same set.
-        passes: Seconds for what the last layer reads on one sample, where `data` are such features already; added to
-            each method's time by how many samples it reads.
-        probe: Whether relearning is measured: edits of the last layer leave what it reads as it was.
+        outside: Another data set of the same classes, for external samples; None takes unseen ones
+            of the same set.
+        passes: Seconds for what the last layer reads on one sample, where `data` are such features
+            already; added to each method's time by how many samples it reads.
+        probe: Whether relearning is measured: edits of the last layer leave what it reads as it
+            was.
     """
 
     data: Data
@@ -109,7 +112,13 @@ def cases(
     elif table == "clip":
         for m in ("unlink", "rayleigh", "gf", "mask", "ft", "ga", "l1"):
             found += _each(m, m, forgets, seeds)
-        found += _each("unlink, qkv and MLP of all blocks", "unlink", forgets, seeds, options={"layers": "vision.*"})
+        found += _each(
+            "unlink, qkv and MLP of all blocks",
+            "unlink",
+            forgets,
+            seeds,
+            options={"layers": "vision.*"},
+        )
     elif table == "multi-class":
         found = _several(data, methods, classes, seeds)
     elif table == "subclass":
@@ -121,15 +130,15 @@ def cases(
         middle = {"layers": "middle"}
         found += _each("rayleigh, middle layers", "rayleigh", ["random:0.1"], seeds, options=middle)
         below = {"layers": "all"}
-        found += _each("unlink-below, all layers", "unlink-below", ["random:0.1"], seeds, options=below)
+        found += _each(
+            "unlink-below, all layers", "unlink-below", ["random:0.1"], seeds, options=below
+        )
     else:
         found = _ablation(table, forgets, seeds)
     return found
 
 
-def _several(
-    data: Data, methods: Sequence[str], classes: Sequence[int], seeds: int
-) -> list[Case]:
+def _several(data: Data, methods: Sequence[str], classes: Sequence[int], seeds: int) -> list[Case]:
     found = []
     total = len(data.classes)
     for count in (2, 3, 5):
@@ -140,12 +149,17 @@ def _several(
             found += _each(f"{m}, {count} classes", m, groups, seeds)
         for k in {1, 2, 3, 5, 10} - {count}:  # at k = count stands the default
             options = {"rank": k}
-            found += _each(f"unlink k = {k}, {count} classes", "unlink", groups, seeds, options=options)
+            found += _each(
+                f"unlink k = {k}, {count} classes", "unlink", groups, seeds, options=options
+            )
     return found
 
 
 def _subclasses(data: Data, methods: Sequence[str], count: int, seeds: int) -> list[Case]:
-    """Some nouns with at least 50 samples; Rayleigh also with nothing but one sibling to keep, as in Table 3."""
+    """Some nouns with at least 50 samples.
+
+    Rayleigh also with nothing but one sibling to keep, as in Table 3.
+    """
     if data.train_fine is None:
         raise ValueError(f"{data.name} has no finer names than its classes")
     nouns = np.array(data.train_fine)
@@ -175,14 +189,22 @@ def _ablation(table: str, forgets: Sequence[str], seeds: int) -> list[Case]:
         for count in (1, 5, 10, 50, None):
             for k in (1, 2, 5):
                 if count is None or k <= count:
-                    add(f"unlink, {count or 'all'} samples, k = {k}", "unlink", {"rank": k}, shots=count)
+                    add(
+                        f"unlink, {count or 'all'} samples, k = {k}",
+                        "unlink",
+                        {"rank": k},
+                        shots=count,
+                    )
             add(f"rayleigh, {count or 'all'} samples", "rayleigh", shots=count)
     elif table == "ranks":
         for k in range(1, 11):
             add(f"unlink, k = {k}", "unlink", {"rank": k})
         for variant in ("hard", "lsq", "paper"):
-            add(f"rayleigh, {variant}" + (" (Eq. 15 as printed)" if variant == "paper" else ""), "rayleigh",
-                {"variant": variant})  # fmt: skip
+            add(
+                f"rayleigh, {variant}" + (" (Eq. 15 as printed)" if variant == "paper" else ""),
+                "rayleigh",
+                {"variant": variant},
+            )
     elif table == "external":
         for m in ("unlink", "rayleigh"):
             add(f"{m}, internal samples", m)

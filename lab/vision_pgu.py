@@ -52,7 +52,10 @@ class World:
 
 
 def errors(model: nn.Module, task: Task) -> dict[str, float]:
-    """D_f, D_r and D_test error; for class removal the forgotten classes' rows are dropped first."""
+    """D_f, D_r and D_test error.
+
+    For class removal the forgotten classes' rows are dropped first.
+    """
     parts = {"D_f error": task.forget, "D_r error": task.retain, "D_test error": task.test}
     if not task.classes:
         return {n: 100 - accuracy(model, p) for n, p in parts.items()}
@@ -78,7 +81,9 @@ def removal(world: World, forget: str, seeds: int) -> list[dict[str, Any]]:
                 options = {}  # tuned on classes
             try:
                 result = unlearn(model, task, method, seed=seed, **options)
-                entries.append(_entry(method, errors(result.model, task) | {"seconds": result.seconds}))
+                entries.append(
+                    _entry(method, errors(result.model, task) | {"seconds": result.seconds})
+                )
             except ValueError as error:
                 entries.append(_entry(method, {}, str(error)))
     return average(entries)
@@ -89,14 +94,19 @@ def _entry(row: str, numbers: Mapping[str, float], why: str = "") -> dict[str, A
 
 
 def in_steps(world: World, each: int, steps: int, seeds: int) -> list[dict[str, Any]]:
-    """Table 3: so many samples of every class at a time, each step from what the last left of the cache."""
+    """Table 3: so many samples of every class at a time.
+
+    Each step from what the last left of the cache.
+    """
     entries = []
     for seed in range(seeds):
         model = world.trained(world.whole, seed)
         left = Cache.of(model, world.whole)
         order = torch.randperm(len(world.whole), generator=torch.Generator().manual_seed(seed))
         labels = world.whole.y[order]
-        ranks = torch.stack([torch.cumsum(labels == c, 0) * (labels == c) for c in labels.unique()]).sum(0)
+        ranks = torch.stack(
+            [torch.cumsum(labels == c, 0) * (labels == c) for c in labels.unique()]
+        ).sum(0)
         gone = torch.zeros(len(labels), dtype=torch.bool)
         for step in range(steps):
             now = torch.zeros_like(gone)
@@ -116,14 +126,20 @@ def in_steps(world: World, each: int, steps: int, seeds: int) -> list[dict[str, 
 
 
 def poisoned(world: World, seeds: int) -> list[dict[str, Any]]:
-    """Table 4: labels of five pairs of classes flipped, a tenth to half of all; all flipped samples are known."""
+    """Table 4: labels of five pairs of classes flipped, a tenth to half of all.
+
+    All flipped samples are known.
+    """
     entries = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
         classes = torch.randperm(len(world.data.classes), generator=generator)
         half = len(classes) // 2
         partner = torch.arange(len(classes))
-        partner[classes[:half]], partner[classes[half : 2 * half]] = classes[half : 2 * half], classes[:half]
+        partner[classes[:half]], partner[classes[half : 2 * half]] = (
+            classes[half : 2 * half],
+            classes[:half],
+        )
         order = torch.randperm(len(world.whole), generator=generator)
         for share in (0.1, 0.2, 0.3, 0.4, 0.5):
             bad = torch.zeros(len(order), dtype=torch.bool)
@@ -139,14 +155,26 @@ def _cured(
 ) -> list[dict[str, Any]]:
     column = f"{share:.0%} flipped"
     none = world.test[torch.zeros(len(world.test), dtype=torch.bool)]
-    task = Task(samples[bad], samples[~bad], world.test, none, (), len(world.data.classes), "poison",
-                corrected=world.whole.y[bad])  # fmt: skip
+    task = Task(
+        samples[bad],
+        samples[~bad],
+        world.test,
+        none,
+        (),
+        len(world.data.classes),
+        "poison",
+        corrected=world.whole.y[bad],
+    )
     model = world.trained(samples, seed)
     clean = world.trained(task.retain, seed)
     made = [("poisoned", model), ("clean", clean)]
     made.append(("PGU", unlearn(model, task, "depoison", seed=seed).model))
-    # The rivals know the true labels; each takes the best of its grid by test accuracy, which favours them.
-    for method, grid in (("first-order", (1e-4, 3e-4, 1e-3, 3e-3)), ("second-order", (0.3, 1.0, 3.0, 10.0, 30.0))):
+    # The rivals know the true labels; each takes the best of its grid by test accuracy, which
+    # favours them.
+    for method, grid in (
+        ("first-order", (1e-4, 3e-4, 1e-3, 3e-3)),
+        ("second-order", (0.3, 1.0, 3.0, 10.0, 30.0)),
+    ):
         found = []
         for tau in grid:
             try:
@@ -159,7 +187,10 @@ def _cured(
 
 
 def figures(world: World, forget: str, shadows: int) -> tuple[bytes, list[dict[str, Any]]]:
-    """Entropy on D_f, the membership attack's curve over shadow models, and what forgotten samples are taken for."""
+    """Entropy on D_f, the membership attack's curve over shadow models.
+
+    And what forgotten samples are taken for.
+    """
     task = make_task(world.data, forget)
     model = world.trained(world.whole, 0)
     nets = {"original": model, "retrained": world.trained(task.retain, 100)}
@@ -173,7 +204,10 @@ def figures(world: World, forget: str, shadows: int) -> tuple[bytes, list[dict[s
     curves = {n: attack.roc(held.get(n, [m])) for n, m in nets.items()}
     rows = []
     for name, net in nets.items():
-        numbers = {"MIA AUC": curves[name].auc, "mean log-entropy on D_f": float(log_entropy(net, task.forget).mean())}
+        numbers = {
+            "MIA AUC": curves[name].auc,
+            "mean log-entropy on D_f": float(log_entropy(net, task.forget).mean()),
+        }
         rows.append(_entry(name, numbers | errors(net, task)))
     return _drawn(world, task, nets, curves), average(rows)
 
@@ -196,7 +230,9 @@ def _drawn(
         right.bar(np.arange(len(taken)) + i * width, taken, width=width, label=name)
     middle.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     left.set(xlabel="log-entropy on D_f", title="confidence")
-    middle.set(xlabel="false positive rate", ylabel="true positive rate", title="membership attack (AUC)")
+    middle.set(
+        xlabel="false positive rate", ylabel="true positive rate", title="membership attack (AUC)"
+    )
     right.set(xlabel="taken for", ylabel="% of D_f", title="what forgotten samples are taken for")
     for axis in (left, middle, right):
         axis.legend(fontsize=7)
@@ -213,8 +249,12 @@ def tables(world: World, seeds: int) -> dict[str, Callable[[], list[dict[str, An
     few, each = max(1, per_class // 10), max(1, per_class // 50)
     return {
         f"Table 1: {few} samples of class 0": lambda: removal(world, f"class:0#{few}", seeds),
-        "Table 2: five classes, their rows dropped": lambda: removal(world, "class:0,1,2,3,4", seeds),
-        f"Table 3: {each} samples of every class, four times": lambda: in_steps(world, each, 4, seeds),
+        "Table 2: five classes, their rows dropped": lambda: removal(
+            world, "class:0,1,2,3,4", seeds
+        ),
+        f"Table 3: {each} samples of every class, four times": lambda: in_steps(
+            world, each, 4, seeds
+        ),
         "Table 4: flipped labels, test accuracy": lambda: poisoned(world, seeds),
     }
 
@@ -229,7 +269,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--out", type=Path, default=Path("build/vision-pgu"))
     args = p.parse_args(argv)
     world = World(load_data(args.data), args.model)
-    lines = ["# PGU's tables and figures", "", f"{args.model} on {args.data}, {args.seeds} seeds.", ""]
+    lines = [
+        "# PGU's tables and figures",
+        "",
+        f"{args.model} on {args.data}, {args.seeds} seeds.",
+        "",
+    ]
     data: dict[str, Any] = {}
     for title, make in tables(world, args.seeds).items():
         data[title] = make()

@@ -12,8 +12,9 @@ from erase_sd.vision import METHODS, load_data, make_task, measure, unlearn
 from erase_sd.vision.metrics import average_gap
 from erase_sd.vision.models import trained
 
-# By method and data, or data and network; the network's go before the data's. Those for digits were found on classes
-# 0, 4 and 7 of one seed by `python -m lab.vision_presets`; tables show them beside the other seven.
+# By method and data, or data and network; the network's go before the data's. Those for digits were
+# found on classes 0, 4 and 7 of one seed by `python -m lab.vision_presets`; tables show them beside
+# the other seven.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("retrain", "digits"): {"epochs": 40, "lr": 0.05, "batch": 64},
     ("ga", "digits mlp"): {"lr": 0.03, "epochs": 10},
@@ -46,14 +47,19 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("pgu", "digits"): {"gamma": 0.8},
     ("rayleigh", "emoji"): {"rank": 2, "epsilon": 0.3},  # found on dog, pizza and horse
     ("retrain", "cifar10"): {
-        "epochs": 12, "lr": 0.1, "batch": 128, "optimizer": "nesterov", "augment": True, "schedule": "one-cycle",
+        "epochs": 12,
+        "lr": 0.1,
+        "batch": 128,
+        "optimizer": "nesterov",
+        "augment": True,
+        "schedule": "one-cycle",
     },
     ("ft", "cifar10"): {"epochs": 2},
     ("l1", "cifar10"): {"epochs": 2},
     ("rl", "cifar10"): {"epochs": 2},
     ("salun", "cifar10"): {"epochs": 2},
     ("scrub", "cifar10"): {"epochs": 2},
-}  # fmt: skip
+}
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ga": {"lr": (1e-3, 3e-3, 1e-2, 3e-2, 0.1), "epochs": (5, 10, 20)},
@@ -83,7 +89,10 @@ def preset_of(method: str, preset: str) -> dict[str, Any]:
 
 
 def tune(network: str, methods: list[str]) -> dict[str, dict[str, Any]]:
-    """Each rival's best setting on digits, by its mean gap to retraining on three classes of one seed."""
+    """Each rival's best setting on digits.
+
+    By its mean gap to retraining on three classes of one seed.
+    """
     data = load_data("digits")
     tasks = [make_task(data, f"class:{c}") for c in TUNED_ON]
     model = trained(network, data)

@@ -1,4 +1,7 @@
-"""`python -m lab.vision_study`: the papers' tables on digits, CIFAR-10 and emoji-clip; writes docs/measured/vision.md."""
+"""`python -m lab.vision_study`.
+
+The papers' tables on digits, CIFAR-10 and emoji-clip; writes docs/measured/vision.md.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ class Study:
         self.numbers: dict[str, Any] = {}
         self.pictures: dict[str, bytes] = {}
 
-    def table(self, title: str, name: str, setting: Setting, *, published: str = "", **more: Any) -> str:
+    def table(
+        self, title: str, name: str, setting: Setting, *, published: str = "", **more: Any
+    ) -> str:
         """One table, run or read from its journal."""
         known = {"methods": [], "classes": list(range(10)), "seeds": 1}
         rows = run(name, setting, self.work, **(known | more))
@@ -79,17 +84,32 @@ def digits(study: Study) -> str:
     for name in ("mlp", "cnn"):
         original = cache(lambda seed, name=name: trained(name, data, seed=seed))
         setting = Setting(data, original, f"digits {name}", True, f"{name} digits")
-        some = study.classes if name == "mlp" else [c for c in study.classes if c not in TUNED_ON][:3]
+        some = (
+            study.classes if name == "mlp" else [c for c in study.classes if c not in TUNED_ON][:3]
+        )
         title = f"Digits, {name}, one class after another"
-        told = study.table(title, "class-wise", setting, methods=everything, classes=some, seeds=study.seeds)
+        told = study.table(
+            title, "class-wise", setting, methods=everything, classes=some, seeds=study.seeds
+        )
         study.pictures[f"vision-{name}"] = plot(study.numbers[title], f"digits, {name}")
         parts += [told, f"![forgotten and kept](vision-{name}.png)\n"]
         if name == "mlp":
             few = {"classes": some[:3], "seeds": 1}
             brief = ("unlink", "rayleigh", "gf", "pgu", "ssd", "unlink-below", "ntk", "ft", "rl")
-            parts.append(study.table("Digits, mlp, a tenth of the samples", "random", setting, methods=brief, seeds=3,
-                                     classes=few["classes"], published="random"))  # fmt: skip
-            parts.append(study.table("Digits, mlp, layers", "layers", setting, published="layers", **few))
+            parts.append(
+                study.table(
+                    "Digits, mlp, a tenth of the samples",
+                    "random",
+                    setting,
+                    methods=brief,
+                    seeds=3,
+                    classes=few["classes"],
+                    published="random",
+                )
+            )
+            parts.append(
+                study.table("Digits, mlp, layers", "layers", setting, published="layers", **few)
+            )
             parts.append(study.table("Digits, mlp, GF's α", "alphas", setting, **few))
     return "\n".join(parts)
 
@@ -98,19 +118,58 @@ def cifar(study: Study) -> str:
     """The public ResNet-20: edits of the last layer on all classes."""
     data, model = _public(study)
     head, features, each = headed(model, data)
-    setting = Setting(features, lambda seed: head, "cifar10", False, "resnet20 last layer", passes=each)
+    setting = Setting(
+        features, lambda seed: head, "cifar10", False, "resnet20 last layer", passes=each
+    )
     ten, some = list(range(10)), {"classes": study.cifar}
-    parts = [study.table("CIFAR-10, ResNet-20, one class after another", "class-wise", setting, methods=LAST,
-                         classes=ten, published="class-wise")]  # fmt: skip
+    parts = [
+        study.table(
+            "CIFAR-10, ResNet-20, one class after another",
+            "class-wise",
+            setting,
+            methods=LAST,
+            classes=ten,
+            published="class-wise",
+        )
+    ]
     setting = replace(setting, probe=False)
-    parts.append(study.table("CIFAR-10, ResNet-20, directions, and Eq. 15 as printed", "ranks", setting, **some))
-    parts.append(study.table("CIFAR-10, ResNet-20, few samples", "shots", setting, published="shots", **some))
-    parts.append(study.table("CIFAR-10, ResNet-20, several classes", "multi-class", setting, methods=LAST[:3],
-                             published="multi-class", **some))  # fmt: skip
-    parts.append(study.table("CIFAR-10, ResNet-20, external samples", "external", setting, published="external",
-                             **some))  # fmt: skip
-    parts.append(study.table("CIFAR-10, ResNet-20, finer nouns", "subclass", setting, methods=LAST[:2],
-                             published="subclass", **some))  # fmt: skip
+    parts.append(
+        study.table(
+            "CIFAR-10, ResNet-20, directions, and Eq. 15 as printed", "ranks", setting, **some
+        )
+    )
+    parts.append(
+        study.table("CIFAR-10, ResNet-20, few samples", "shots", setting, published="shots", **some)
+    )
+    parts.append(
+        study.table(
+            "CIFAR-10, ResNet-20, several classes",
+            "multi-class",
+            setting,
+            methods=LAST[:3],
+            published="multi-class",
+            **some,
+        )
+    )
+    parts.append(
+        study.table(
+            "CIFAR-10, ResNet-20, external samples",
+            "external",
+            setting,
+            published="external",
+            **some,
+        )
+    )
+    parts.append(
+        study.table(
+            "CIFAR-10, ResNet-20, finer nouns",
+            "subclass",
+            setting,
+            methods=LAST[:2],
+            published="subclass",
+            **some,
+        )
+    )
     parts.append(_siblings(study, head, features))
     parts.append(_cached(head, features))
     return "\n".join(parts)
@@ -128,13 +187,22 @@ def _public(study: Study) -> tuple[Data, nn.Module]:
 def _some(data: Data, count: int) -> Data:
     """A random part of the training samples, and half as many test samples."""
     generator = torch.Generator().manual_seed(0)
-    few, test = (torch.randperm(len(y), generator=generator)[:n].sort().values
-                 for y, n in ((data.train_y, count), (data.test_y, count // 2)))  # fmt: skip
+    few, test = (
+        torch.randperm(len(y), generator=generator)[:n].sort().values
+        for y, n in ((data.train_y, count), (data.test_y, count // 2))
+    )
     fine = []
     for names, index in ((data.train_fine, few), (data.test_fine, test)):
         fine.append(tuple(names[i] for i in index.tolist()) if names else None)
-    return Data(data.name, data.train_x[few], data.train_y[few], data.test_x[test], data.test_y[test], data.classes,
-                *fine)  # fmt: skip
+    return Data(
+        data.name,
+        data.train_x[few],
+        data.train_y[few],
+        data.test_x[test],
+        data.test_y[test],
+        data.classes,
+        *fine,
+    )
 
 
 def _cached(head: nn.Module, data: Data) -> str:
@@ -161,8 +229,11 @@ def _siblings(study: Study, head: nn.Module, data: Data) -> str:
     near = torch.tensor([f in names[1:] for f in data.train_fine])[torch.tensor(fine != gone)]
     sibling = replace(task, retain=task.retain[near])
     rows = []
-    cases: list[tuple[str, str, Any]] = [("unlink", "unlink", task), ("rayleigh", "rayleigh", task),
-                                         ("rayleigh, only siblings kept", "rayleigh", sibling)]  # fmt: skip
+    cases: list[tuple[str, str, Any]] = [
+        ("unlink", "unlink", task),
+        ("rayleigh", "rayleigh", task),
+        ("rayleigh, only siblings kept", "rayleigh", sibling),
+    ]
     models = [("original", head)] + [(n, unlearn(head, t, m).model) for n, m, t in cases]
     for name, model in models:
         with torch.no_grad():
@@ -180,7 +251,10 @@ def frontier(study: Study) -> str:
     shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
     told = study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=study.cifar)
     if not study.retrain:
-        return told + "\nRetrain was not trained in this run (`--no-retrain`): two CPU cores need some four hours for it."
+        return (
+            told
+            + "\nRetrain was not trained in this run (`--no-retrain`): two CPU cores need some four hours for it."
+        )
     recipe = Recipe(**{k: v for k, v in preset_of("retrain", "cifar10").items()})
 
     @cache
@@ -191,8 +265,14 @@ def frontier(study: Study) -> str:
     parts = [told]
     told = f"{recipe.epochs} epochs"
     own = Setting(data, original, "cifar10", True, "resnet20 cifar10", told)
-    parts.append(study.table(f"CIFAR-10, ResNet-20 trained here for {told}, and Retrain by the same recipe", "frontier",
-                             own, classes=study.cifar))  # fmt: skip
+    parts.append(
+        study.table(
+            f"CIFAR-10, ResNet-20 trained here for {told}, and Retrain by the same recipe",
+            "frontier",
+            own,
+            classes=study.cifar,
+        )
+    )
     return "\n".join(parts)
 
 
@@ -201,7 +281,9 @@ def clip(study: Study) -> str:
     data = scenes(16, 8)
     model = load_model("emoji-clip", data.classes)
     setting = Setting(data, lambda seed: model, "emoji", False, "emoji-clip", "16, 8")
-    return study.table("emoji-clip, zero-shot", "clip", setting, classes=[0, 28, 56], published="clip")
+    return study.table(
+        "emoji-clip, zero-shot", "clip", setting, classes=[0, 28, 56], published="clip"
+    )
 
 
 def pgu(study: Study) -> str:
@@ -220,13 +302,19 @@ def pgu(study: Study) -> str:
     study.pictures["vision-pgu"] = picture
     study.numbers["figures"] = rows
     told = f"{study.shadows} + {study.shadows} shadow models, {world.recipe.epochs} epochs each."
-    parts.append(f"### PGU's figures\n\n{told}\n\n{markdown(rows)}\n\n![entropy, attack, confusion](vision-pgu.png)\n")
+    parts.append(
+        f"### PGU's figures\n\n{told}\n\n{markdown(rows)}\n\n![entropy, attack, confusion](vision-pgu.png)\n"
+    )
     return "\n".join(parts)
 
 
 SECTIONS: dict[str, Callable[[Study], str]] = {
-    "cifar": cifar, "digits": digits, "pgu": pgu, "frontier": frontier, "clip": clip,
-}  # fmt: skip
+    "cifar": cifar,
+    "digits": digits,
+    "pgu": pgu,
+    "frontier": frontier,
+    "clip": clip,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,29 +322,64 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/vision"))
     p.add_argument("--out", type=Path, default=MEASURED)
-    p.add_argument("--data", type=Path, default=Path("build/data"), help="CIFAR-10, from `make data-cifar10`")
+    p.add_argument(
+        "--data", type=Path, default=Path("build/data"), help="CIFAR-10, from `make data-cifar10`"
+    )
     p.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="of digits")
     p.add_argument("--seeds", type=int, default=3, help="of digits")
     p.add_argument("--cifar-classes", default="0,3,8", help="in the tables that take some")
-    p.add_argument("--images", type=int, default=20_000, help="of CIFAR-10 to train on, and half as many to test on")
-    p.add_argument("--no-retrain", action="store_true", help="train no ResNet-20 here, hence no Retrain")
+    p.add_argument(
+        "--images",
+        type=int,
+        default=20_000,
+        help="of CIFAR-10 to train on, and half as many to test on",
+    )
+    p.add_argument(
+        "--no-retrain", action="store_true", help="train no ResNet-20 here, hence no Retrain"
+    )
     p.add_argument("--shadows", type=int, default=50)
-    p.add_argument("--skip", action="append", default=[], choices=SECTIONS, help="leave a part out; repeatable")
+    p.add_argument(
+        "--skip", action="append", default=[], choices=SECTIONS, help="leave a part out; repeatable"
+    )
     args = p.parse_args(argv)
     lists = ([int(c) for c in text.split(",")] for text in (args.classes, args.cifar_classes))
-    study = Study(args.work, args.data, next(lists), args.seeds, next(lists), args.shadows, args.images,
-                  not args.no_retrain)  # fmt: skip
+    study = Study(
+        args.work,
+        args.data,
+        next(lists),
+        args.seeds,
+        next(lists),
+        args.shadows,
+        args.images,
+        not args.no_retrain,
+    )
     args.work.mkdir(parents=True, exist_ok=True)
     parts = {}
     for name, make in SECTIONS.items():
         start = time.perf_counter()
-        parts[name] = f"Left out of this run (`--skip {name}`)." if name in args.skip else make(study)
+        parts[name] = (
+            f"Left out of this run (`--skip {name}`)." if name in args.skip else make(study)
+        )
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    flags = [f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items()
-             if k in ("classes", "seeds", "cifar_classes", "shadows", "images") and v != p.get_default(k)]  # fmt: skip
+    flags = [
+        f"--{k.replace('_', '-')} {v}"
+        for k, v in vars(args).items()
+        if k in ("classes", "seeds", "cifar_classes", "shadows", "images") and v != p.get_default(k)
+    ]
     flags += ["--no-retrain"] * args.no_retrain + [f"--skip {s}" for s in args.skip]
-    presets = "\n".join(f"- {m} on {d}: {', '.join(f'{k} = {v}' for k, v in o.items())}" for (m, d), o in PRESETS.items())
-    text = fill("vision", " ".join([COMMAND, *flags]), presets=presets, tuned=TUNED_ON, images=f"{study.images:,}", tests=f"{min(10_000, study.images // 2):,}", **parts)
+    presets = "\n".join(
+        f"- {m} on {d}: {', '.join(f'{k} = {v}' for k, v in o.items())}"
+        for (m, d), o in PRESETS.items()
+    )
+    text = fill(
+        "vision",
+        " ".join([COMMAND, *flags]),
+        presets=presets,
+        tuned=TUNED_ON,
+        images=f"{study.images:,}",
+        tests=f"{min(10_000, study.images // 2):,}",
+        **parts,
+    )
     path = write_page(args.out, "vision", text, data=study.numbers)
     for name, picture in study.pictures.items():
         (args.out / f"{name}.png").write_bytes(picture)

@@ -22,9 +22,19 @@ from torch import nn
 from tqdm import tqdm
 
 from erase_sd.files import file_hash
-from erase_sd.vision import METHODS, Data, Recipe, Task, load_data, load_model, make_task, measure, unlearn
+from erase_sd.vision import (
+    METHODS,
+    Data,
+    Recipe,
+    Task,
+    load_data,
+    load_model,
+    make_task,
+    measure,
+    unlearn,
+)
 from erase_sd.vision.layers import layers
-from erase_sd.vision.metrics import average_gap, penultimate, relearn
+from erase_sd.vision.metrics import average_gap, penultimate, relearned
 from erase_sd.vision.models import trained
 from lab.journal import Journal
 from lab.page import MEASURED, table, write_page
@@ -35,7 +45,13 @@ COLUMNS = ("UA", "RA", "TA", "MIA", "Avg.Gap", "relearn 1", "relearn 5", "second
 
 
 def run(
-    name: str, setting: Setting, work: Path, *, methods: Sequence[str], classes: Sequence[int], seeds: int
+    name: str,
+    setting: Setting,
+    work: Path,
+    *,
+    methods: Sequence[str],
+    classes: Sequence[int],
+    seeds: int,
 ) -> list[dict[str, Any]]:
     """Run a table's cases that are not in the journal yet; returns rows of averaged numbers."""
     journal = Journal(work / f"{name}-{setting.name.replace(' ', '-')}.jsonl")
@@ -62,11 +78,20 @@ def run(
         key = _key(case, setting)
         if key not in journal:
             task, retrained = reference(case.forget, case.seed)
-            numbers, why = (retrained, "") if case.method == "retrain" else attempt(setting, case, task)
+            numbers, why = (
+                (retrained, "") if case.method == "retrain" else attempt(setting, case, task)
+            )
             if retrained and numbers:
                 numbers = numbers | {"Avg.Gap": average_gap(numbers, retrained)}
-            journal.put(key, {"row": case.row, "case": f"{case.forget}, seed {case.seed}", "numbers": numbers,
-                              "why": why})  # fmt: skip
+            journal.put(
+                key,
+                {
+                    "row": case.row,
+                    "case": f"{case.forget}, seed {case.seed}",
+                    "numbers": numbers,
+                    "why": why,
+                },
+            )
         entries.append(journal.get(key))
     return average(entries)
 
@@ -79,7 +104,10 @@ def _key(case: Case, setting: Setting) -> str:
 
 
 def attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float], str]:
-    """Numbers of one run, or why there are none: a method that fails costs its own run alone, and it is counted."""
+    """Numbers of one run, or why there are none.
+
+    A method that fails costs its own run alone, and it is counted.
+    """
     model = setting.original(case.seed)
     if case.method == "original":
         return _numbers(model, task, 0.0, case.seed, setting.probe), ""
@@ -91,7 +119,9 @@ def attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float],
     except (ValueError, NotImplementedError, RuntimeError) as error:
         return {}, f"{type(error).__name__}: {str(error).splitlines()[0]}"
     reads = METHODS[case.method].retained
-    numbers["seconds"] += setting.passes * (len(seen.forget) + len(seen.retain) * (reads != "nothing"))
+    numbers["seconds"] += setting.passes * (
+        len(seen.forget) + len(seen.retain) * (reads != "nothing")
+    )
     return numbers, ""
 
 
@@ -117,13 +147,16 @@ def _numbers(
 ) -> dict[str, float]:
     found = measure(model, task, seed=seed) | {"seconds": seconds}
     if task.classes and probe:
-        shots = [relearn(model, task, shots=1, seed=s) for s in range(3)]
-        found |= {"relearn 1": float(np.mean(shots)), "relearn 5": relearn(model, task, shots=5)}
+        *ones, five = relearned(model, task, [(1, 0), (1, 1), (1, 2), (5, 0)])
+        found |= {"relearn 1": float(np.mean(ones)), "relearn 5": five}
     return found
 
 
 def average(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation of each row's numbers over the runs that ended, and how many did not."""
+    """Mean and standard deviation of each row's numbers over the runs that ended.
+
+    And how many did not.
+    """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         rows.setdefault(entry["row"], []).append(entry)
@@ -134,17 +167,28 @@ def average(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         values = {k: [n[k] for n in done if k in n and not math.isnan(n[k])] for k in keys}
         mean, std = ({k: float(f(v)) for k, v in values.items() if v} for f in (np.mean, np.std))
         why = sorted({e["why"] for e in runs if e.get("why")})
-        made.append({"row": row, "runs": len(runs), "failed": len(runs) - len(done), "mean": mean, "std": std,
-                     "why": "; ".join(why)})  # fmt: skip
+        made.append(
+            {
+                "row": row,
+                "runs": len(runs),
+                "failed": len(runs) - len(done),
+                "mean": mean,
+                "std": std,
+                "why": "; ".join(why),
+            }
+        )
     return made
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Sequence[Any]] | None = None) -> str:
+def markdown(
+    rows: Sequence[Mapping[str, Any]], published: Mapping[str, Sequence[Any]] | None = None
+) -> str:
     """A table of averaged rows, below it what failed and how often.
 
     Args:
         rows: As `average` makes them.
-        published: Numbers of a paper by row and in the order of the columns; they stand in rows of their own.
+        published: Numbers of a paper by row and in the order of the columns; they stand in rows of
+            their own.
     """
     columns = [c for c in COLUMNS if any(c in r["mean"] for r in rows)]
     columns += list(dict.fromkeys(c for r in rows for c in r["mean"] if c not in COLUMNS))
@@ -155,7 +199,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Sequence
     for name, numbers in (published or {}).items():
         cells.append([name, *numbers, *["-"] * (len(columns) - len(numbers))])
     lines = table(["method", *columns], cells)
-    failed = [f"\n{r['row']}, {r['failed']} of {r['runs']}: {r['why']}." for r in rows if r["failed"]]
+    failed = [
+        f"\n{r['row']}, {r['failed']} of {r['runs']}: {r['why']}." for r in rows if r["failed"]
+    ]
     return "\n".join([lines, *failed])
 
 
@@ -206,29 +252,53 @@ def headed(model: nn.Module, data: Data) -> tuple[nn.Module, Data, float]:
     x = [penultimate(model, part) for part in (data.train_x, data.test_x)]
     each = (time.perf_counter() - start) / (len(data.train_y) + len(data.test_y))
     fine = (data.train_fine, data.test_fine)
-    return head.eval(), Data(data.name, x[0], data.train_y, x[1], data.test_y, data.classes, *fine), each
+    return (
+        head.eval(),
+        Data(data.name, x[0], data.train_y, x[1], data.test_y, data.classes, *fine),
+        each,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make one table."""
     told = "\n".join(f"  {n:<12}{t}" for n, t in TABLES.items())
-    p = argparse.ArgumentParser(prog="python -m lab.vision_tables", description=__doc__, epilog=f"tables:\n{told}",
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = argparse.ArgumentParser(
+        prog="python -m lab.vision_tables",
+        description=__doc__,
+        epilog=f"tables:\n{told}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("name", choices=TABLES)
     p.add_argument("--model", required=True, help="as for `erase-concept vision unlearn`")
-    p.add_argument("--train", action="store_true", help="train a fresh network of that architecture first")
+    p.add_argument(
+        "--train", action="store_true", help="train a fresh network of that architecture first"
+    )
     p.add_argument("--epochs", type=int, default=40, help="of --train")
     p.add_argument("--data", default="digits")
     p.add_argument("--outside", help="another data set of the same classes, for the table external")
     p.add_argument("--size", type=int)
-    p.add_argument("--method", action="append", default=[], choices=METHODS, help="of tables that compare; repeatable")
+    p.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        choices=METHODS,
+        help="of tables that compare; repeatable",
+    )
     p.add_argument("--classes", default="", help="numbers, such as 0,3,5 (default: all)")
     p.add_argument("--seeds", type=int, default=1)
     p.add_argument("--no-retrain", action="store_true", help="no retrained reference, hence no gap")
     p.add_argument("--work", type=Path, default=Path("build/vision-tables"))
     p.add_argument("--out", type=Path, default=MEASURED / "vision-tables")
     args = p.parse_args(argv)
-    if args.method and args.name in ("shots", "ranks", "external", "layers", "alphas", "frontier", "clip"):
+    if args.method and args.name in (
+        "shots",
+        "ranks",
+        "external",
+        "layers",
+        "alphas",
+        "frontier",
+        "clip",
+    ):
         p.error(f"the table {args.name} has methods of its own")
     if args.outside and args.name != "external":
         p.error("--outside is of the table external")
@@ -236,7 +306,9 @@ def main(argv: list[str] | None = None) -> int:
     classes = [int(c) for c in args.classes.split(",") if c] or list(range(len(data.classes)))
     file = Path(args.model.partition(":")[2] or "-")
     weights = file_hash(file) if file.is_file() else ""
-    identity = json.dumps([args.model, weights, args.data, args.size, args.epochs if args.train else 0])
+    identity = json.dumps(
+        [args.model, weights, args.data, args.size, args.epochs if args.train else 0]
+    )
 
     @cache
     def original(seed: int) -> nn.Module:
@@ -251,7 +323,9 @@ def main(argv: list[str] | None = None) -> int:
     methods = args.method or [m for m in METHODS if m not in ("retrain", "depoison")]
     rows = run(args.name, setting, args.work, methods=methods, classes=classes, seeds=args.seeds)
     text = f"# {args.name}: {TABLES[args.name]}\n\n{name}, {len(classes)} classes, {args.seeds} seeds.\n\n"
-    path = write_page(args.out, args.name, text + markdown(rows) + "\n", data=rows, picture=plot(rows, args.name))
+    path = write_page(
+        args.out, args.name, text + markdown(rows) + "\n", data=rows, picture=plot(rows, args.name)
+    )
     print(path.read_text(encoding="utf-8"))
     return 0
 

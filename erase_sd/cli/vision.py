@@ -36,16 +36,21 @@ TOLD = {
 def run(argv: list[str]) -> int:
     """Dispatch to methods or unlearn."""
     return dispatch(
-        "vision", "Unlearn classes and samples from classifiers, ViTs and CLIP.", EXAMPLES, argv,
+        "vision",
+        "Unlearn classes and samples from classifiers, ViTs and CLIP.",
+        EXAMPLES,
+        argv,
         {
             "methods": (_methods, "list the methods and their options"),
             "unlearn": (_unlearn, "make a classifier forget; measure what went and what it cost"),
         },
-    )  # fmt: skip
+    )
 
 
 def _methods(argv: list[str]) -> int:
-    p = parser("vision methods", "The methods and their options.", "  erase-concept vision methods --json")
+    p = parser(
+        "vision methods", "The methods and their options.", "  erase-concept vision methods --json"
+    )
     p.add_argument("--json", action="store_true", help="as JSON")
     args = p.parse_args(argv)
     from erase_sd.vision import METHODS
@@ -63,34 +68,73 @@ def _methods(argv: list[str]) -> int:
 def _arguments(argv: list[str]) -> Namespace:
     from erase_sd.vision import DEFAULT, METHODS
 
-    p = parser("vision unlearn", "Make a classifier forget; measure what went and what it cost.", EXAMPLES)
-    p.add_argument("--model", required=True,
-                   help="ARCHITECTURE:FILE.safetensors, emoji-clip, clip:FOLDER, a transformers folder, a Hub id")  # fmt: skip
-    p.add_argument("--train", action="store_true", help="train a fresh network of that architecture first")
+    p = parser(
+        "vision unlearn", "Make a classifier forget; measure what went and what it cost.", EXAMPLES
+    )
+    p.add_argument(
+        "--model",
+        required=True,
+        help="ARCHITECTURE:FILE.safetensors, emoji-clip, clip:FOLDER, a transformers folder, a Hub id",
+    )
+    p.add_argument(
+        "--train", action="store_true", help="train a fresh network of that architecture first"
+    )
     p.add_argument("--epochs", type=int, default=40, help="of --train (default: 40)")
     p.add_argument("--data", default="digits", help="digits, emoji, a path, or a name on the Hub")
-    p.add_argument("--classes-file", type=Path, metavar="FILE",
-                   help="names of the classes for zero-shot CLIP, one a line, in the order of the labels")  # fmt: skip
-    p.add_argument("--size", type=int, help="scale images to this side (default: the model's own, or as they are)")
+    p.add_argument(
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes for zero-shot CLIP, one a line, in the order of the labels",
+    )
+    p.add_argument(
+        "--size",
+        type=int,
+        help="scale images to this side (default: the model's own, or as they are)",
+    )
     p.add_argument("--device", default="cpu", help="cpu, cuda, mps")
     p.add_argument("--seed", type=int, default=0, help="of everything random")
     p.add_argument("--json", action="store_true", help="numbers on stdout as JSON")
-    p.add_argument("--forget", required=True, help="class:3, class:cat,dog, subclass:lion, random:0.1, index:1,5")
+    p.add_argument(
+        "--forget",
+        required=True,
+        help="class:3, class:cat,dog, subclass:lion, random:0.1, index:1,5",
+    )
     p.add_argument("--method", default=DEFAULT, choices=METHODS, help=f"(default: {DEFAULT})")
-    p.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
-    p.add_argument("--cache", type=Path, metavar="FILE",
-                   help="moments of the training data, made if absent; it holds no sample, and with it no retained "
-                   "sample is read")  # fmt: skip
-    p.add_argument("--cache-out", type=Path, metavar="FILE",
-                   help="where to write what is left of --cache, for the next deletion from the written model")  # fmt: skip
-    p.add_argument("--out", type=Path, help="where to write the unlearned model (.safetensors, or a folder)")
-    p.add_argument("--force", action="store_true", help="replace --out and --cache-out if they exist")
+    p.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the method; repeatable",
+    )
+    p.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FILE",
+        help="moments of the training data, made if absent; it holds no sample, and with it no retained "
+        "sample is read",
+    )
+    p.add_argument(
+        "--cache-out",
+        type=Path,
+        metavar="FILE",
+        help="where to write what is left of --cache, for the next deletion from the written model",
+    )
+    p.add_argument(
+        "--out", type=Path, help="where to write the unlearned model (.safetensors, or a folder)"
+    )
+    p.add_argument(
+        "--force", action="store_true", help="replace --out and --cache-out if they exist"
+    )
     p.add_argument("--dry-run", action="store_true", help="say what would be forgotten, and stop")
     args = p.parse_args(argv)
     if args.out and args.method == "mask":
         raise ValueError("mask changes no weight: there is nothing to write")
     if args.cache_out and not (args.cache and args.out):
-        raise ValueError("--cache-out is what is left of --cache for the model written to --out: give both")
+        raise ValueError(
+            "--cache-out is what is left of --cache for the model written to --out: give both"
+        )
     for path in (args.out, args.cache_out):
         if path and path.exists() and not args.force:
             raise FileExistsError(f"{path} exists; choose another path or give --force")
@@ -127,9 +171,13 @@ def _data(args: Namespace) -> Data:
         return data
     if not args.classes_file.is_file():
         raise ValueError(f"no such file: {args.classes_file}")
-    names = tuple(n.strip() for n in args.classes_file.read_text(encoding="utf-8").splitlines() if n.strip())
+    names = tuple(
+        n.strip() for n in args.classes_file.read_text(encoding="utf-8").splitlines() if n.strip()
+    )
     if len(names) != len(data.classes):
-        raise ValueError(f"expected {len(data.classes)} names in {args.classes_file}, got {len(names)}")
+        raise ValueError(
+            f"expected {len(data.classes)} names in {args.classes_file}, got {len(names)}"
+        )
     return replace(data, classes=names)
 
 
@@ -144,7 +192,9 @@ def _model(args: Namespace, data: Data) -> nn.Module:
         recipe = Recipe(epochs=args.epochs)
         return trained(args.model, data, recipe, seed=args.seed, device=args.device, loop=loop)
     if args.model in ARCHITECTURES:
-        raise ValueError(f"{args.model} is untrained: give {args.model}:FILE.safetensors or --train")
+        raise ValueError(
+            f"{args.model} is untrained: give {args.model}:FILE.safetensors or --train"
+        )
     return load_model(args.model, data.classes, data.channels).to(args.device).eval()
 
 
@@ -197,13 +247,23 @@ def _unlearn(argv: list[str]) -> int:
     model = _model(args, data)
     cache = _cached(args, model, data)
     result = unlearn(model, task, args.method, seed=args.seed, cache=cache, **options)
-    about = {"model": args.model, "data": args.data, "forget": task.name, "method": args.method,
-             "options": result.options, "seconds": round(result.seconds, 4)}  # fmt: skip
+    about = {
+        "model": args.model,
+        "data": args.data,
+        "forget": task.name,
+        "method": args.method,
+        "options": result.options,
+        "seconds": round(result.seconds, 4),
+    }
     report = Report(about, _numbers(model, task), _numbers(result.model, task))
     written = []
     if args.out:
-        save_weights(result.model, args.out, {k: about[k] for k in ("model", "forget", "method", "options")},
-                     force=args.force)  # fmt: skip
+        save_weights(
+            result.model,
+            args.out,
+            {k: about[k] for k in ("model", "forget", "method", "options")},
+            force=args.force,
+        )
         written.append(args.out)
     if args.cache_out and cache is not None:
         remaining(model, task, cache).save(args.cache_out, result.model, force=args.force)

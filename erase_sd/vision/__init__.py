@@ -42,11 +42,23 @@ __all__ = [
 ]
 
 _FROM = {
-    "Cache": "cache", "Data": "data", "load_data": "data", "DEFAULT": "methods", "METHODS": "methods",
-    "Result": "methods", "VisionMethod": "methods", "unlearn": "methods", "measure": "metrics", "load_model": "models",
-    "build": "networks", "Pictures": "samples", "Samples": "samples", "Task": "task", "make_task": "task",
+    "Cache": "cache",
+    "Data": "data",
+    "load_data": "data",
+    "DEFAULT": "methods",
+    "METHODS": "methods",
+    "Result": "methods",
+    "VisionMethod": "methods",
+    "unlearn": "methods",
+    "measure": "metrics",
+    "load_model": "models",
+    "build": "networks",
+    "Pictures": "samples",
+    "Samples": "samples",
+    "Task": "task",
+    "make_task": "task",
     "Recipe": "train",
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,8 @@ KIND = "erase-sd vision cache"
 class Cache:
     """What every layer reads on all training samples, as second moments; it holds no sample.
 
-    What is forgotten is subtracted: `C_r = C − C_f`, so that retained data is never read. PGU's paper keeps the
-    eigenvectors and singular values of `C`, which is the same.
+    What is forgotten is subtracted: `C_r = C − C_f`, so that retained data is never read. PGU's
+    paper keeps the eigenvectors and singular values of `C`, which is the same.
 
     Attributes:
         moments: For each layer one moment a group.
@@ -41,8 +41,8 @@ class Cache:
     def without(self, gone: Moments) -> Cache:
         """The cache of what is left when samples with these moments are deleted.
 
-        After an earlier deletion features have moved a little, and the difference may be slightly indefinite: its
-        negative part becomes zero.
+        After an earlier deletion features have moved a little, and the difference may be slightly
+        indefinite: its negative part becomes zero.
         """
         left: Moments = {}
         for name, groups in self.moments.items():
@@ -54,14 +54,17 @@ class Cache:
     def spaces(self, gamma: float, criterion: str = "sigma") -> dict[str, list[Tensor]]:
         """For each layer the basis `M` `(d, k)` of the space that PGU's steps may not touch.
 
-        `k` is the smallest with `Σ_{i ≤ k} σ_i ≥ γ Σ σ_i` (criterion "sigma") or of `σ²` ("sigma2"). On small networks
-        "sigma" takes nearly everything, and then nothing can be forgotten: look at `k / d`.
+        `k` is the smallest with `Σ_{i ≤ k} σ_i ≥ γ Σ σ_i` (criterion "sigma") or of `σ²`
+        ("sigma2"). On small networks "sigma" takes nearly everything, and then nothing can be
+        forgotten: look at `k / d`.
 
         Raises:
             ValueError: If γ is not in 0..1 or the criterion unknown.
         """
         if not 0 < gamma <= 1 or criterion not in ("sigma", "sigma2"):
-            raise ValueError(f"expected γ in (0, 1] and sigma or sigma2, got {gamma} and {criterion!r}")
+            raise ValueError(
+                f"expected γ in (0, 1] and sigma or sigma2, got {gamma} and {criterion!r}"
+            )
         found: dict[str, list[Tensor]] = {}
         for name, groups in self.moments.items():
             found[name] = []
@@ -140,8 +143,10 @@ class Run:
 
     Attributes:
         seed: Of everything random.
-        cache: Moments of the whole training set; a method that can take them reads no retained sample.
-        chosen: What a method chose where an option was None; it goes into the record of what was used.
+        cache: Moments of the whole training set; a method that can take them reads no retained
+            sample.
+        chosen: What a method chose where an option was None; it goes into the record of what was
+            used.
     """
 
     seed: int = 0

@@ -1,4 +1,7 @@
-"""Labelled images: scikit-learn's digits offline, local npz, parquet and folders, the Hub by name."""
+"""Labelled images: scikit-learn's digits offline, local npz, parquet and folders.
+
+The Hub by name.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ from torch import Tensor
 
 from erase_sd.vision.samples import Pictures
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+Statistics = tuple[
+    tuple[float, ...], tuple[float, ...]
+]  # mean and standard deviation of each channel
 
-# What a data set's public models expect, by the start of its name; the first that fits. A model of transformers brings
-# its own (`erase_sd.vision.models.statistics`).
+# What a data set's public models expect, by the start of its name; the first that fits. A model of
+# transformers brings its own (`erase_sd.vision.models.statistics`).
 NORMALISATION: dict[str, Statistics] = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "cifar20": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -28,20 +33,42 @@ NORMALISATION: dict[str, Statistics] = {
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # Imagenette too
-    "oxford-pets": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP's
+    "oxford-pets": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),  # CLIP's
 }
 # Hub ids with their columns; cifar100 also answers to cifar20, its superclasses.
 HUB: dict[str, dict[str, str]] = {
     "cifar10": {"id": "uoft-cs/cifar10", "image": "img", "label": "label"},
     "cifar100": {"id": "uoft-cs/cifar100", "image": "img", "label": "fine_label"},
-    "cifar20": {"id": "uoft-cs/cifar100", "image": "img", "label": "coarse_label", "fine": "fine_label"},
-    "svhn": {"id": "ufldl-stanford/svhn", "config": "cropped_digits", "image": "image", "label": "label"},
-    "tiny-imagenet": {"id": "zh-plus/tiny-imagenet", "image": "image", "label": "label", "test": "valid"},
+    "cifar20": {
+        "id": "uoft-cs/cifar100",
+        "image": "img",
+        "label": "coarse_label",
+        "fine": "fine_label",
+    },
+    "svhn": {
+        "id": "ufldl-stanford/svhn",
+        "config": "cropped_digits",
+        "image": "image",
+        "label": "label",
+    },
+    "tiny-imagenet": {
+        "id": "zh-plus/tiny-imagenet",
+        "image": "image",
+        "label": "label",
+        "test": "valid",
+    },
     "oxford-pets": {"id": "timm/oxford-iiit-pet", "image": "image", "label": "label"},
     "imagenette": {
-        "id": "frgfm/imagenette", "config": "320px", "image": "image", "label": "label", "test": "validation",
+        "id": "frgfm/imagenette",
+        "config": "320px",
+        "image": "image",
+        "label": "label",
+        "test": "validation",
     },
-}  # fmt: skip
+}
 # Data that other rooms hold: name to `module:function`.
 EMBEDDED = {"emoji": "erase_sd.vision.embedded:scenes"}
 
@@ -114,11 +141,12 @@ def load_data(where: str, *, size: int | None = None, statistics: Statistics | N
     """Load a data set.
 
     Args:
-        where: "digits" (scikit-learn's) or "emoji" (renders of the embedded world), both offline; a path to an
-            `.npz`, `.parquet` or image folder (`train/CLASS/*.png`, `test/CLASS/*.png`), or a name that the Hub has
-            (see `HUB`).
+        where: "digits" (scikit-learn's) or "emoji" (renders of the embedded world), both offline; a
+            path to an `.npz`, `.parquet` or image folder (`train/CLASS/*.png`, `test/CLASS/*.png`),
+            or a name that the Hub has (see `HUB`).
         size: Side to scale images to.
-        statistics: Mean and standard deviation that the model expects; None takes those of the data set.
+        statistics: Mean and standard deviation that the model expects; None takes those of the data
+            set.
 
     Raises:
         ValueError: If it cannot be had, naming what was expected.
@@ -148,7 +176,10 @@ def load_data(where: str, *, size: int | None = None, statistics: Statistics | N
 
 
 def _digits() -> Data:
-    """8 x 8 grey digits: 1,797 real handwritten ones; every fifth of each class is a test sample."""
+    """8 x 8 grey digits: 1,797 real handwritten ones.
+
+    Every fifth of each class is a test sample.
+    """
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -194,7 +225,10 @@ def _decoded(source: Any) -> np.ndarray:
 
 
 def _parquet(path: Path, form: Form) -> Data:
-    """Columns `image` (encoded bytes, as `datasets` writes), `label`, `split` ("train" or "test")."""
+    """Columns `image` (encoded bytes, as `datasets` writes), `label`.
+
+    `split` ("train" or "test").
+    """
     try:
         import pandas
     except ImportError as error:
@@ -224,8 +258,12 @@ def _folder(path: Path, form: Form) -> Data:
     for split in ("train", "test"):
         there = {p.name for p in (path / split).glob("*") if p.is_dir()}
         if there - set(classes):
-            raise ValueError(f"{path / split} has a class that train lacks: {sorted(there - set(classes))[0]}")
-        files = [(f, i) for i, c in enumerate(classes) for f in sorted((path / split / c).glob("*"))]
+            raise ValueError(
+                f"{path / split} has a class that train lacks: {sorted(there - set(classes))[0]}"
+            )
+        files = [
+            (f, i) for i, c in enumerate(classes) for f in sorted((path / split / c).glob("*"))
+        ]
         if not files:
             raise ValueError(f"{path / split} holds no images")
         x.append(form.pictures([f for f, _ in files], path.name, _decoded))

@@ -1,4 +1,7 @@
-"""The embedded world for classifiers: scenes as labelled images, and its CLIP as a zero-shot classifier."""
+"""The embedded world for classifiers.
+
+Scenes as labelled images, and its CLIP as a zero-shot classifier.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from erase_sd.vision.models import ZeroShot, zero_shot
 
 
 def scenes(train: int = 30, test: int = 20) -> Data:
-    """Scenes of one object each, for all objects of the embedded world; the finer name is the artist's."""
+    """Scenes of one object each, for all objects of the embedded world.
+
+    The finer name is the artist's.
+    """
     world, held = load_world(), available_objects()
     rng = np.random.default_rng(2024)
     form = Form()

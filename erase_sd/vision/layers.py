@@ -1,4 +1,7 @@
-"""Layers of a classifier that an edit can go to: their features, gathered by hooks, and their weights."""
+"""Layers of a classifier that an edit can go to.
+
+Their features, gathered by hooks, and their weights.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,16 @@ Moments = dict[str, list[SecondMoment]]
 class Layer:
     """A linear, convolutional or attention layer, by its name in the model.
 
-    A convolution's kernel is flattened to `(C_out, C_in k k)` and its features are the patches that it reads: with its
-    own stride, padding, dilation and groups. Each group has features of its own. `nn.MultiheadAttention` is two layers:
-    its joint input projection under the module's own name, and `….out_proj`, which torch never calls as a module.
+    A convolution's kernel is flattened to `(C_out, C_in k k)` and its features are the patches that
+    it reads: with its own stride, padding, dilation and groups. Each group has features of its own.
+    `nn.MultiheadAttention` is two layers: its joint input projection under the module's own name,
+    and `….out_proj`, which torch never calls as a module.
 
     Attributes:
         name: In the model.
         module: Whose weight it is.
-        runs: The module whose call shows what the layer reads: itself, or the attention around an `out_proj`.
+        runs: The module whose call shows what the layer reads: itself, or the attention around an
+            `out_proj`.
     """
 
     name: str
@@ -135,10 +140,11 @@ def layers(
 
     Args:
         model: Any module; attention written with linear layers needs nothing special.
-        select: "all", "last" (the layer that runs last), "middle" (the middle third of those that run), a name, a
-            pattern such as "layer3.*", or several of them.
-        sample: An input or more; the first shows in which order the layers run. "last" and "middle" need it, since
-            the order in which modules are registered is not the order in which they run.
+        select: "all", "last" (the layer that runs last), "middle" (the middle third of those that
+            run), a name, a pattern such as "layer3.*", or several of them.
+        sample: An input or more; the first shows in which order the layers run. "last" and "middle"
+            need it, since the order in which modules are registered is not the order in which they
+            run.
 
     Raises:
         ValueError: If nothing matches, or "last" or "middle" is asked without a sample.
@@ -190,7 +196,11 @@ def in_order(model: nn.Module, sample: Tensor | Pictures) -> list[Layer]:
     found = _editable(model)
     seen: list[str] = []
     device, dtype = place(model)
-    with torch.no_grad(), evaluating(model), watching(found, lambda layer, x: seen.append(layer.name)):
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        watching(found, lambda layer, x: seen.append(layer.name)),
+    ):
         model(sample[torch.tensor([0])].to(device, dtype))
     last = {name: i for i, name in enumerate(seen)}
     return sorted((y for y in found if y.name in last), key=lambda y: last[y.name])
@@ -205,7 +215,10 @@ def watching(chosen: Sequence[Layer], see: Callable[[Layer, Tensor], None]) -> I
     for layer in chosen:
 
         def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], layer: Layer = layer
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: Mapping[str, Any],
+            layer: Layer = layer,
         ) -> None:
             if busy:
                 return
@@ -260,7 +273,8 @@ def collect(
         chosen: Its layers.
         x: `(n, …)` inputs.
         batch: Inputs at once.
-        limit: About so many rows of each layer at most, drawn evenly from all inputs; None takes all.
+        limit: About so many rows of each layer at most, drawn evenly from all inputs; None takes
+            all.
         seed: Of that draw.
 
     Raises:
@@ -279,9 +293,7 @@ def collect(
 
     def add(layer: Layer, new: list[SecondMoment]) -> None:
         old = totals.get(layer.name)
-        totals[layer.name] = (
-            new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-        )
+        totals[layer.name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
 
     def see(layer: Layer, rows: Tensor) -> None:
         if limit is None:
@@ -304,7 +316,10 @@ def collect(
 
 
 def gathered(moments: Mapping[str, Sequence[SecondMoment]]) -> Moments:
-    """The sum of all processes' moments under `accelerate launch`; each gives those of its part of the data."""
+    """The sum of all processes' moments under `accelerate launch`.
+
+    Each gives those of its part of the data.
+    """
     from accelerate import PartialState
     from accelerate.utils import reduce
 

@@ -1,4 +1,7 @@
-"""What was forgotten and what it cost: UA, RA, TA, MIA, the gap to retraining, and whether it was only hidden."""
+"""What was forgotten and what it cost.
+
+UA, RA, TA, MIA, the gap to retraining, and whether it was only hidden.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ def measure(model: nn.Module, task: Task, *, seed: int = 0) -> dict[str, float]:
     members = sure["retain"]
     if len(task.test) < len(members):  # as many members as non-members
         generator = torch.Generator().manual_seed(seed)
-        members = members[torch.randperm(len(members), generator=generator)[: len(task.test)].numpy()]
+        members = members[
+            torch.randperm(len(members), generator=generator)[: len(task.test)].numpy()
+        ]
     return {
         "UA": 100 - right["forget"],
         "RA": right["retain"],
@@ -91,30 +96,48 @@ def penultimate(model: nn.Module, x: Tensor | Pictures) -> Tensor:
     return torch.cat(rows)
 
 
-def relearn(model: nn.Module, task: Task, *, shots: int = 1, seed: int = 0) -> float:
+def relearn(model: nn.Module, task: Task, *, shots: int = 1, draw: int = 0) -> float:
     """Test recall in per cent of the forgotten class after a linear classifier is fitted anew with few forget samples.
 
-    UA and its kin cannot tell "unlearned" from "hidden": this can. The classifier sees the penultimate features of up
-    to 2,000 retained samples and `shots` samples of each forgotten class, these weighted as much as a class.
-    NaN if no class is forgotten or no test sample is there.
+    UA and its kin cannot tell "unlearned" from "hidden": this can. The classifier sees what the
+    last layer reads of up to 2,000 retained samples and of `shots` samples of each forgotten class,
+    these weighted as much as a class. NaN if no class is forgotten or no test sample is there.
+
+    Args:
+        model: The model.
+        task: The task.
+        shots: Forget samples of each class.
+        draw: Which of them: those that follow the first `draw`.
     """
+    return relearned(model, task, [(shots, draw)])[0]
+
+
+def relearned(model: nn.Module, task: Task, plan: Sequence[tuple[int, int]]) -> list[float]:
+    """`relearn` for several numbers of shots and draws; features are taken once."""
     from sklearn.linear_model import LogisticRegression
 
     if not task.classes or not len(task.test_forget):
-        return math.nan
-    few = torch.cat([torch.nonzero(task.forget.y == c)[seed : seed + shots, 0] for c in task.classes])
-    kept, shown = task.retain.sample(2000, seed), task.forget[few]
-    x = torch.cat([penultimate(model, part.x) for part in (kept, shown)]).double()
-    centre, scale = x.mean(0), x.std(0).clamp(min=1e-6)
-    y = torch.cat([kept.y, shown.y]).numpy()
-    fitted = LogisticRegression(max_iter=5000, tol=1e-3, class_weight="balanced")
-    fitted.fit(((x - centre) / scale).numpy(), y)
-    seen = ((penultimate(model, task.test_forget.x).double() - centre) / scale).numpy()
-    return 100 * float((fitted.predict(seen) == task.test_forget.y.numpy()).mean())
+        return [math.nan] * len(plan)
+    kept = task.retain.sample(2000)
+    base, seen = (penultimate(model, part.x).double() for part in (kept, task.test_forget))
+    found = []
+    for shots, draw in plan:
+        places = [torch.nonzero(task.forget.y == c)[draw : draw + shots, 0] for c in task.classes]
+        few = task.forget[torch.cat(places)]
+        x = torch.cat([base, penultimate(model, few.x).double()])
+        centre, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+        fitted = LogisticRegression(max_iter=5000, tol=1e-3, class_weight="balanced")
+        fitted.fit(((x - centre) / scale).numpy(), torch.cat([kept.y, few.y]).numpy())
+        right = fitted.predict(((seen - centre) / scale).numpy()) == task.test_forget.y.numpy()
+        found.append(100 * float(right.mean()))
+    return found
 
 
 def without_rows(out: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits `(n, c)` with forgotten classes' rows dropped, as PGU does before it measures class removal."""
+    """Logits `(n, c)` with forgotten classes' rows dropped.
+
+    As PGU does before it measures class removal.
+    """
     return out.index_fill(1, torch.tensor(list(classes), dtype=torch.long), -torch.inf)
 
 
@@ -125,7 +148,10 @@ def confusion(model: nn.Module, samples: Samples, outputs: int) -> np.ndarray:
 
 
 def log_entropy(model: nn.Module, samples: Samples) -> np.ndarray:
-    """Natural logarithm of the prediction's entropy for each sample, `(n,)`; PGU compares its distribution."""
+    """Natural logarithm of the prediction's entropy for each sample, `(n,)`.
+
+    PGU compares its distribution.
+    """
     p = logits(model, samples.x).double().softmax(1)
     entropy = -(p * p.clamp(min=1e-300).log()).sum(1)
     return entropy.clamp(min=1e-12).log().numpy()
@@ -166,13 +192,19 @@ def roc(scores: np.ndarray, members: np.ndarray) -> Roc:
 class ShadowAttack:
     """PGU's membership attack: trees on [softmax, one-hot label] of shadow models' answers on the forget samples.
 
-    Class 1 are answers of models trained on everything, class 0 of models retrained without the samples. Of the models
-    of each kind four fifths train the trees, a tenth picks among them by F1, and a tenth stays for the curve (40, 5 and
-    5 of 50). The paper takes XGBoost; here it is scikit-learn's gradient boosting.
+    Class 1 are answers of models trained on everything, class 0 of models retrained without the
+    samples. Of the models of each kind four fifths train the trees, a tenth picks among them by F1,
+    and a tenth stays for the curve (40, 5 and 5 of 50). The paper takes XGBoost; here it is
+    scikit-learn's gradient boosting.
     """
 
     def __init__(
-        self, seen: Sequence[nn.Module], unseen: Sequence[nn.Module], samples: Samples, *, seed: int = 0
+        self,
+        seen: Sequence[nn.Module],
+        unseen: Sequence[nn.Module],
+        samples: Samples,
+        *,
+        seed: int = 0,
     ) -> None:
         from sklearn.ensemble import GradientBoostingClassifier
         from sklearn.metrics import f1_score

@@ -1,4 +1,7 @@
-"""Classifiers to unlearn from: networks with weights in safetensors, transformers' models as logits, zero-shot CLIP."""
+"""Classifiers to unlearn from.
+
+Networks with weights in safetensors, transformers' models as logits, zero-shot CLIP.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from erase_sd.vision.networks import ARCHITECTURES, build
 from erase_sd.vision.samples import Samples
 from erase_sd.vision.train import Loop, Recipe, train
 
-# Models that other rooms hold: name to `module:function`; `NAME:FILE.safetensors` takes weights from a file.
+# Models that other rooms hold: name to `module:function`; `NAME:FILE.safetensors` takes weights
+# from a file.
 EMBEDDED = {"emoji-clip": "erase_sd.vision.embedded:emoji_clip"}
 TEMPLATES = ("a photo of a {}",)
 
@@ -50,8 +54,8 @@ class ZeroShot(nn.Module):
         projection: To the shared space.
         names: `(classes, d)` unit text embeddings.
         scale: Logit scale.
-        whole: The CLIP model that the tower is part of, and its tokenizer: not modules of this one, since unlearning
-            touches the image tower alone.
+        whole: The CLIP model that the tower is part of, and its tokenizer: not modules of this one,
+            since unlearning touches the image tower alone.
     """
 
     names: Tensor
@@ -74,7 +78,10 @@ class ZeroShot(nn.Module):
 def zero_shot(
     clip: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> ZeroShot:
-    """A zero-shot classifier of a `CLIPModel`: the mean unit embedding of each class name in the templates."""
+    """A zero-shot classifier of a `CLIPModel`.
+
+    The mean unit embedding of each class name in the templates.
+    """
     total = torch.zeros(len(classes), clip.config.projection_dim)
     with torch.no_grad():
         for template in templates:
@@ -86,7 +93,13 @@ def zero_shot(
 
 
 def trained(
-    name: str, data: Data, recipe: Recipe | None = None, *, seed: int = 0, device: str = "cpu", loop: Loop | None = None
+    name: str,
+    data: Data,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    loop: Loop | None = None,
 ) -> nn.Module:
     """A fresh network of an architecture, trained on all of the data: the original that is to forget.
 
@@ -107,14 +120,15 @@ def load_model(where: str, classes: Sequence[str] | int, channels: int = 3) -> n
     """Load a classifier.
 
     Args:
-        where: `ARCHITECTURE:FILE.safetensors`; an architecture's name for a fresh network; "emoji-clip" or
-            `emoji-clip:FILE.safetensors`; `clip:FOLDER` for zero-shot CLIP on the names of the classes; a transformers
-            folder or Hub id of an image classifier.
+        where: `ARCHITECTURE:FILE.safetensors`; an architecture's name for a fresh network;
+            "emoji-clip" or `emoji-clip:FILE.safetensors`; `clip:FOLDER` for zero-shot CLIP on the
+            names of the classes; a transformers folder or Hub id of an image classifier.
         classes: Names of the classes, or their number where names do not matter.
         channels: Of the input.
 
     Raises:
-        ValueError: If it cannot be loaded whole, or does not fit: a weight that is missing is refused, never drawn.
+        ValueError: If it cannot be loaded whole, or does not fit: a weight that is missing is
+            refused, never drawn.
 
     >>> load_model("mlp", 10, 1)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
@@ -143,7 +157,8 @@ def whole(kind: Any, where: str) -> Any:
         where: Folder or Hub id.
 
     Raises:
-        ValueError: If a weight is missing or of another shape: transformers would draw it at random.
+        ValueError: If a weight is missing or of another shape: transformers would draw it at
+            random.
     """
     try:
         network, told = kind.from_pretrained(
@@ -197,18 +212,27 @@ def _clip(where: str, names: Sequence[str]) -> ZeroShot:
 
 
 def expected(where: str) -> tuple[Statistics | None, int | None]:
-    """Normalisation and side of the images that a transformers model expects, from its own preprocessor file."""
+    """Normalisation and side of the images that a transformers model expects.
+
+    From its own preprocessor file.
+    """
     folder = where.removeprefix("clip:")
     if where.partition(":")[0] in (ARCHITECTURES.keys() | EMBEDDED.keys()):
         return None, None
     from transformers.utils import cached_file
 
-    path = cached_file(folder, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False,
-                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    path = cached_file(
+        folder,
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     if path is None:
         return None, None
     told = json.loads(Path(path).read_text(encoding="utf-8"))
-    statistics = (tuple(told["image_mean"]), tuple(told["image_std"])) if "image_mean" in told else None
+    statistics = (
+        (tuple(told["image_mean"]), tuple(told["image_std"])) if "image_mean" in told else None
+    )
     size = told.get("crop_size") or told.get("size")
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
@@ -222,7 +246,9 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         ValueError: If the file is unreadable or does not fit.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is not a .safetensors file; pickles run code when they are loaded")
+        raise ValueError(
+            f"{path} is not a .safetensors file; pickles run code when they are loaded"
+        )
     try:
         state = {k.removeprefix("module."): v for k, v in load_file(path).items()}
     except (OSError, SafetensorError) as error:
@@ -240,11 +266,14 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-def save_weights(model: nn.Module, path: Path, about: dict[str, Any], *, force: bool = False) -> None:
+def save_weights(
+    model: nn.Module, path: Path, about: dict[str, Any], *, force: bool = False
+) -> None:
     """Write a model to be loaded again by `load_model`.
 
-    A network becomes a safetensors file with `about` in its metadata; a transformers model, zero-shot CLIP included,
-    the folder that transformers reads (CLIP also a safetensors file, if the path ends so).
+    A network becomes a safetensors file with `about` in its metadata; a transformers model,
+    zero-shot CLIP included, the folder that transformers reads (CLIP also a safetensors file, if
+    the path ends so).
 
     Raises:
         ValueError: If the model is no weights alone, as a mask is.

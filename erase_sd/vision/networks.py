@@ -33,7 +33,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions, the last four times as wide, with a projected shortcut."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions, the last four times as wide.
+
+    With a projected shortcut.
+    """
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
@@ -60,10 +63,19 @@ def _projection(inner: int, outer: int, stride: int) -> nn.Sequential:
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32 x 32 images; names as in akamaster's public weights (option A) or torchvision's (option B)."""
+    """ResNet for 32 x 32 images.
+
+    Names as in akamaster's public weights (option A) or torchvision's (option B).
+    """
 
     def __init__(
-        self, blocks: Sequence[int], widths: Sequence[int], classes: int, *, option: str, stem: int | None = None
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        classes: int,
+        *,
+        option: str,
+        stem: int | None = None,
     ) -> None:
         super().__init__()
         inner = stem or widths[0]
@@ -75,7 +87,11 @@ class CifarResNet(nn.Module):
             for j in range(count):
                 stride = 2 if i > 1 and j == 0 else 1
                 deep = option == "bottleneck"
-                block = Bottleneck(inner, width, stride) if deep else BasicBlock(inner, width, stride, option=option)
+                block = (
+                    Bottleneck(inner, width, stride)
+                    if deep
+                    else BasicBlock(inner, width, stride, option=option)
+                )
                 stage.append(block)
                 inner = width
             setattr(self, f"layer{i}", nn.Sequential(*stage))
@@ -97,7 +113,11 @@ def _convolutions(plan: Sequence[int | str], channels: int) -> tuple[list[nn.Mod
         if step == "pool":
             parts.append(nn.MaxPool2d(2))
         else:
-            parts += [nn.Conv2d(channels, int(step), 3, padding=1), nn.BatchNorm2d(int(step)), nn.ReLU()]
+            parts += [
+                nn.Conv2d(channels, int(step), 3, padding=1),
+                nn.BatchNorm2d(int(step)),
+                nn.ReLU(),
+            ]
             channels = int(step)
     return parts, channels
 
@@ -109,7 +129,10 @@ def _vgg(plan: Sequence[int | str], classes: int, channels: int) -> nn.Module:
 
 
 def _small_vgg(classes: int, channels: int) -> nn.Module:
-    """PGU's SmallVGG: three convolutional and two linear layers. The paper prints no widths; these are ours."""
+    """PGU's SmallVGG: three convolutional and two linear layers.
+
+    The paper prints no widths; these are ours.
+    """
     parts, width = _convolutions((64, "pool", 128, "pool", 256, "pool"), channels)
     body = nn.Sequential(*parts)
     inner = nn.Linear(width * 16, 256)
@@ -122,12 +145,21 @@ def _all_cnn(classes: int, channels: int) -> nn.Module:
     """All Convolutional Net (arXiv 1412.6806): strides instead of pooling."""
     parts: list[nn.Module] = []
     for width, stride, kernel in (
-        (96, 1, 3), (96, 1, 3), (96, 2, 3), (192, 1, 3), (192, 1, 3), (192, 2, 3), (192, 1, 3), (192, 1, 1),
-    ):  # fmt: skip
+        (96, 1, 3),
+        (96, 1, 3),
+        (96, 2, 3),
+        (192, 1, 3),
+        (192, 1, 3),
+        (192, 2, 3),
+        (192, 1, 3),
+        (192, 1, 1),
+    ):
         convolution = nn.Conv2d(channels, width, kernel, stride, kernel // 2)
         parts += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    return nn.Sequential(
+        *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+    )
 
 
 def _mlp(classes: int, channels: int) -> nn.Module:
@@ -139,12 +171,38 @@ def _mlp(classes: int, channels: int) -> nn.Module:
 def _cnn(classes: int, channels: int) -> nn.Module:
     """Two convolutions and two linear layers, for 8 x 8 digits."""
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU(), nn.Linear(64, classes),
-    )  # fmt: skip
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
 
 
-_VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+_VGG16 = (
+    64,
+    64,
+    "pool",
+    128,
+    128,
+    "pool",
+    256,
+    256,
+    256,
+    "pool",
+    512,
+    512,
+    512,
+    "pool",
+    512,
+    512,
+    512,
+    "pool",
+)
 _VGG11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 _WIDE = (64, 128, 256, 512)
 

@@ -1,4 +1,7 @@
-"""Labelled samples: inputs in memory, or pictures that are decoded when a batch of them is asked for."""
+"""Labelled samples: inputs in memory.
+
+Or pictures that are decoded when a batch of them is asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from torch import Tensor
 class Pictures:
     """Images kept as they came (arrays of uint8, files, encoded bytes) and normalised batch by batch.
 
-    Ten thousand images of 224 x 224 are 1.5 GB of uint8, or the names of files, instead of 6 GB of float32.
+    Ten thousand images of 224 x 224 are 1.5 GB of uint8, or the names of files, instead of 6 GB of
+    float32.
 
     Attributes:
-        sources: One for each image: an `(h, w, c)` or `(h, w)` uint8 array, or whatever `decode` takes.
+        sources: One for each image: an `(h, w, c)` or `(h, w)` uint8 array, or whatever `decode`
+            takes.
         decode: From one source to an `(h, w, 3)` uint8 array; None if the sources are arrays.
         size: Side to scale to; None leaves them.
         mean: Of each channel, subtracted after scaling to 0..1.
@@ -42,7 +47,9 @@ class Pictures:
         """Those images, still undecoded."""
         picked = _numbers(index, len(self))
         array = isinstance(self.sources, np.ndarray)
-        return replace(self, sources=self.sources[picked] if array else [self.sources[i] for i in picked])
+        return replace(
+            self, sources=self.sources[picked] if array else [self.sources[i] for i in picked]
+        )
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All of them, `size` at a time."""
@@ -64,7 +71,9 @@ class Pictures:
             raise ValueError("the images differ in size; give --size")
         stacked = np.stack(images)
         if stacked.dtype != np.uint8 or stacked.ndim not in (3, 4):
-            raise ValueError(f"expected uint8 images (n, h, w, c), got {stacked.dtype} {stacked.shape}")
+            raise ValueError(
+                f"expected uint8 images (n, h, w, c), got {stacked.dtype} {stacked.shape}"
+            )
         x = torch.from_numpy(stacked if stacked.ndim == 4 else stacked[..., None])
         x = x.permute(0, 3, 1, 2).float() / 255
         if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
@@ -89,7 +98,8 @@ class Samples:
     """Inputs and labels.
 
     Attributes:
-        x: `(n, …)` float tensor, or `Pictures`; both answer `len(x)`, `x[index]` and `x.split(size)`.
+        x: `(n, …)` float tensor, or `Pictures`; both answer `len(x)`, `x[index]` and
+            `x.split(size)`.
         y: `(n,)` int64 labels.
 
     >>> import torch

@@ -26,7 +26,8 @@ class Task:
         classes: Forgotten classes; empty unless whole classes go.
         outputs: Number of classes of the model.
         name: "class:3", "random:0.1", ….
-        validation: Unseen samples that methods may look at to know when to stop; None for whole classes.
+        validation: Unseen samples that methods may look at to know when to stop; None for whole
+            classes.
         corrected: `(n,)` true labels of the forget samples, where they were wrong and are known.
     """
 
@@ -67,9 +68,10 @@ def make_task(data: Data, forget: str, *, seed: int = 0) -> Task:
 
     Args:
         data: Training and test samples.
-        forget: "class:3" or "class:cat,dog" (whole classes), "class:0#500" (so many of its training samples; the class
-            stays), "subclass:lion" (samples of a finer noun; the class stays), "random:0.1" or "random:50" (that share
-            or number of all training samples), "index:1,5,7".
+        forget: "class:3" or "class:cat,dog" (whole classes), "class:0#500" (so many of its training
+            samples; the class stays), "subclass:lion" (samples of a finer noun; the class stays),
+            "random:0.1" or "random:50" (that share or number of all training samples),
+            "index:1,5,7".
         seed: Of the random choice.
 
     Raises:

@@ -31,8 +31,9 @@ class Recipe:
         optimizer: SGD, SGD with Nesterov's momentum, or Adam.
         momentum: Of SGD.
         weight_decay: Of either.
-        schedule: "constant"; "one-cycle" (linear warm-up over a tenth, cosine to zero); "cosine"; "steps" (a tenth
-            after each of `milestones`); "exponential" (down to `lr_last` in the last epoch).
+        schedule: "constant"; "one-cycle" (linear warm-up over a tenth, cosine to zero); "cosine";
+            "steps" (a tenth after each of `milestones`); "exponential" (down to `lr_last` in the
+            last epoch).
         lr_last: Of "exponential".
         milestones: Of "steps", as shares of the whole.
         augment: Random crops of images padded by 4 pixels, and flips.
@@ -205,7 +206,10 @@ def _keep(
 
 
 def _resumed(
-    path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    path: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
 ) -> int:
     """Epochs that are done already; the state as they left it."""
     if path is None or not path.exists():
@@ -218,7 +222,10 @@ def _resumed(
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of shuffled mini-batches; the last may be smaller, but not a single sample (batch norm fails on it)."""
+    """Indices of shuffled mini-batches.
+
+    The last may be smaller, but not a single sample (batch norm fails on it).
+    """
     order = torch.randperm(count, generator=generator)
     start = 0
     while start < count:
@@ -270,7 +277,10 @@ def accuracy(model: nn.Module, samples: Samples) -> float:
 
 
 def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Tensor]:
-    """Gradient of the mean cross entropy over samples, in evaluation mode, one tensor for each parameter."""
+    """Gradient of the mean cross entropy over samples, in evaluation mode.
+
+    One tensor for each parameter.
+    """
     moving = moving_parameters(model)
     total = [torch.zeros_like(p) for p in moving]
     with evaluating(model), torch.enable_grad():

@@ -9,8 +9,8 @@ from torch import nn
 from erase_sd.vision import Data, Recipe, Samples, build, load_data, make_task, unlearn
 from erase_sd.vision.train import logits, train
 from lab.vision_cases import TABLES, Case, Setting, cases
-from lab.vision_presets import GRIDS, PRESETS, preset_of
 from lab.vision_pgu import World, figures, in_steps, poisoned, removal
+from lab.vision_presets import GRIDS, PRESETS, preset_of
 from lab.vision_study import PUBLISHED
 from lab.vision_tables import average, headed, main, markdown, run, shown
 
@@ -30,9 +30,16 @@ def test_every_table_has_runs_that_its_methods_take(digits, table):
     """Each run's options are options of its method, and rows are told apart by what is in them."""
     from erase_sd.vision.methods import options_of
 
-    fine = Data("digits", digits.train_x, digits.train_y, digits.test_x, digits.test_y, digits.classes,
-                tuple(f"{int(c)}{'ab'[i % 2]}" for i, c in enumerate(digits.train_y)),
-                tuple(f"{int(c)}a" for c in digits.test_y))  # fmt: skip
+    fine = Data(
+        "digits",
+        digits.train_x,
+        digits.train_y,
+        digits.test_x,
+        digits.test_y,
+        digits.classes,
+        tuple(f"{int(c)}{'ab'[i % 2]}" for i, c in enumerate(digits.train_y)),
+        tuple(f"{int(c)}a" for c in digits.test_y),
+    )
     found = cases(table, fine, methods=["rayleigh", "unlink", "mask"], classes=[0, 1], seeds=2)
     assert len({c.row for c in found}) >= 2 and {c.seed for c in found} == {0, 1}
     rows: dict[str, set[str]] = {}
@@ -40,7 +47,9 @@ def test_every_table_has_runs_that_its_methods_take(digits, table):
         options_of(c.method, dict(c.options))
         told = json.dumps([c.method, dict(c.options), c.shots, c.external, bool(c.siblings)])
         rows.setdefault(c.row, set()).add(told)
-    assert all(len(kinds) == 1 for kinds in rows.values()) and len({k for v in rows.values() for k in v}) == len(rows)
+    assert all(len(kinds) == 1 for kinds in rows.values()) and len(
+        {k for v in rows.values() for k in v}
+    ) == len(rows)
 
 
 def test_several_classes_show_unlink_at_other_ks_too(digits):
@@ -57,7 +66,10 @@ def test_presets_and_grids_are_of_options_that_exist():
         options_of(method, options)
     for method, grid in GRIDS.items():
         options_of(method, {k: v[0] for k, v in grid.items()})
-    assert preset_of("ga", "digits mlp") == {"lr": 0.03, "epochs": 10} and preset_of("unlink", "digits") == {}
+    assert (
+        preset_of("ga", "digits mlp") == {"lr": 0.03, "epochs": 10}
+        and preset_of("unlink", "digits") == {}
+    )
 
 
 def test_failed_runs_are_counted_and_not_averaged():
@@ -66,7 +78,10 @@ def test_failed_runs_are_counted_and_not_averaged():
     (row,) = average(runs)
     assert (row["runs"], row["failed"], row["mean"]) == (10, 9, {"UA": 100.0})
     text = markdown([row])
-    assert "| ga (9 of 10 failed) | 100.00 |" in text and "ga, 9 of 10: ValueError: the loss became nan." in text
+    assert (
+        "| ga (9 of 10 failed) | 100.00 |" in text
+        and "ga, 9 of 10: ValueError: the loss became nan." in text
+    )
 
 
 def test_published_numbers_stand_in_rows_that_say_so():
@@ -101,11 +116,30 @@ def test_a_method_that_does_not_apply_costs_its_row_alone(digits, tmp_path):
 
 
 def test_a_table_is_resumed(tmp_path, capsys):
-    argv = ["class-wise", "--model", "mlp", "--train", "--epochs", "4", "--classes", "3", "--method", "rayleigh",
-            "--method", "mask", "--no-retrain", "--work", str(tmp_path), "--out", str(tmp_path)]  # fmt: skip
+    argv = [
+        "class-wise",
+        "--model",
+        "mlp",
+        "--train",
+        "--epochs",
+        "4",
+        "--classes",
+        "3",
+        "--method",
+        "rayleigh",
+        "--method",
+        "mask",
+        "--no-retrain",
+        "--work",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+    ]
     assert main(argv) == 0
     first = json.loads((tmp_path / "class-wise.json").read_text())
-    assert [r["row"] for r in first] == ["original", "rayleigh", "mask"] and first[2]["mean"]["UA"] == 100
+    assert [r["row"] for r in first] == ["original", "rayleigh", "mask"] and first[2]["mean"][
+        "UA"
+    ] == 100
     (journal,) = tmp_path.glob("*.jsonl")
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([*lines[:2], lines[2][:40]]))  # the last line was cut
@@ -114,7 +148,9 @@ def test_a_table_is_resumed(tmp_path, capsys):
     drop = lambda rows: [{k: v for k, v in r["mean"].items() if k != "seconds"} for r in rows]  # noqa: E731
     assert drop(again) == drop(first) and again[1]["mean"]["seconds"] == first[1]["mean"]["seconds"]
     with pytest.raises(SystemExit):
-        main(["ranks", "--model", "mlp", "--train", "--method", "gf"])  # an option that would do nothing
+        main(
+            ["ranks", "--model", "mlp", "--train", "--method", "gf"]
+        )  # an option that would do nothing
 
 
 def test_another_model_of_the_same_name_is_measured_anew(digits, trained, tmp_path):
@@ -130,17 +166,33 @@ def test_headed_gives_the_same_numbers_and_its_time_counts(digits, trained, tmp_
     head, features, each = headed(trained, digits)
     a = unlearn(trained, make_task(digits, "class:3")).model
     b = unlearn(head, make_task(features, "class:3")).model
-    torch.testing.assert_close(logits(a, digits.test_x), logits(b, features.test_x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        logits(a, digits.test_x), logits(b, features.test_x), atol=1e-4, rtol=1e-4
+    )
     assert each > 0
     setting = Setting(features, lambda seed: head, "digits", False, "head", passes=1.0)
-    rows = run("class-wise", setting, tmp_path, methods=["unlink", "rayleigh"], classes=[3], seeds=1)
+    rows = run(
+        "class-wise", setting, tmp_path, methods=["unlink", "rayleigh"], classes=[3], seeds=1
+    )
     forget, whole = int((digits.train_y == 3).sum()), len(digits.train_y)
-    assert forget < rows[1]["mean"]["seconds"] < forget + 1 and whole < rows[2]["mean"]["seconds"] < whole + 1
+    assert (
+        forget < rows[1]["mean"]["seconds"] < forget + 1
+        and whole < rows[2]["mean"]["seconds"] < whole + 1
+    )
 
 
 def test_what_a_method_is_shown(digits):
     fine = tuple("ab"[i % 2] + str(int(c)) for i, c in enumerate(digits.train_y))
-    data = Data("digits", digits.train_x, digits.train_y, digits.test_x, digits.test_y, digits.classes, fine, fine[:len(digits.test_y)])  # fmt: skip
+    data = Data(
+        "digits",
+        digits.train_x,
+        digits.train_y,
+        digits.test_x,
+        digits.test_y,
+        digits.classes,
+        fine,
+        fine[: len(digits.test_y)],
+    )
     setting = Setting(data, lambda seed: None, "digits", False, "x", outside=data)
     task = make_task(data, "subclass:a3")
     seen = shown(task, Case("r", "subclass:a3", "rayleigh", 0, siblings=("b3",)), setting)
@@ -157,7 +209,14 @@ class TestPguSetUps:
     @pytest.fixture(scope="class")
     def world(self, digits):
         few = torch.arange(0, len(digits.train_y), 2)
-        data = Data("digits", digits.train_x[few], digits.train_y[few], digits.test_x, digits.test_y, digits.classes)
+        data = Data(
+            "digits",
+            digits.train_x[few],
+            digits.train_y[few],
+            digits.test_x,
+            digits.test_y,
+            digits.classes,
+        )
         return World(data, "mlp", Recipe(epochs=12))
 
     def test_samples_and_classes(self, world):
@@ -165,21 +224,39 @@ class TestPguSetUps:
         assert set(rows) == {"original", "retrained", "eu-k", "ntk", "scrub", "pgu"}
         assert set(rows["original"]) == {"D_f error", "D_r error", "D_test error"}
         rows = {r["row"]: r["mean"] for r in removal(world, "class:0,1,2,3,4", 1)}
-        assert set(rows["original"]) == {"D_r error", "D_test error"}  # the forgotten classes' rows are dropped
+        assert set(rows["original"]) == {
+            "D_r error",
+            "D_test error",
+        }  # the forgotten classes' rows are dropped
 
     def test_steps_of_samples_of_every_class(self, world):
         rows = {r["row"]: r["mean"] for r in in_steps(world, 2, 2, 1)}
-        assert list(rows) == ["PGU, 0 to 20", "retrained, 0 to 20", "PGU, 20 to 40", "retrained, 20 to 40"]
+        assert list(rows) == [
+            "PGU, 0 to 20",
+            "retrained, 0 to 20",
+            "PGU, 20 to 40",
+            "retrained, 20 to 40",
+        ]
         assert rows["PGU, 20 to 40"]["D_test error"] < 25
 
     def test_flipped_labels(self, world):
         rows = {r["row"]: r["mean"] for r in poisoned(world, 1)}
         assert list(rows) == ["poisoned", "clean", "PGU", "first-order", "second-order"]
         half = {row: numbers["50% flipped"] for row, numbers in rows.items()}
-        assert half["poisoned"] < half["PGU"] - 10 and half["clean"] > 80 and half["first-order"] < half["PGU"]
+        assert (
+            half["poisoned"] < half["PGU"] - 10
+            and half["clean"] > 80
+            and half["first-order"] < half["PGU"]
+        )
 
     def test_figures(self, world):
         picture, rows = figures(world, "class:0#7", 3)
         found = {r["row"]: r["mean"] for r in rows}
-        assert picture[:4] == b"\x89PNG" and set(found) == {"original", "retrained", "pgu", "scrub", "eu-k"}
+        assert picture[:4] == b"\x89PNG" and set(found) == {
+            "original",
+            "retrained",
+            "pgu",
+            "scrub",
+            "eu-k",
+        }
         assert all(0 <= n["MIA AUC"] <= 1 for n in found.values())

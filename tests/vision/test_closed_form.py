@@ -60,7 +60,10 @@ def test_a_large_ridge_is_unlink(trained, task):
 
 
 def test_equation_15_as_printed(trained, task):
-    """`W − W U diag(min(1, λ)) Uᵀ` from an independent whitening, and it depends on the features' scale."""
+    """`W − W U diag(min(1, λ)) Uᵀ` from an independent whitening.
+
+    And it depends on the features' scale.
+    """
     f, r = (features(trained, p.x) for p in (task.forget, task.retain))
     C = r.T @ r / len(r)
     C = C + 0.1 * C.trace() / len(C) * torch.eye(len(C))
@@ -103,7 +106,10 @@ def test_a_cache_of_the_training_set_stands_for_what_is_retained(trained, task, 
     cache = Cache.of(trained, Samples(digits.train_x, digits.train_y))
     noise = Samples(torch.randn(4, 1, 8, 8), task.retain.y[:4])
     blind = Task(task.forget, noise, task.test, task.test_forget, task.classes, 10, "blind")
-    got, want = unlearn(trained, blind, method, cache=cache).model, unlearn(trained, task, method).model
+    got, want = (
+        unlearn(trained, blind, method, cache=cache).model,
+        unlearn(trained, task, method).model,
+    )
     torch.testing.assert_close(got[5].weight, want[5].weight, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="takes no cache"):
         unlearn(trained, task, "unlink", cache=cache)
@@ -116,18 +122,25 @@ def test_half_precision(trained, task):
 
 def test_mask_hides_and_needs_classes(trained, task, digits):
     new = unlearn(trained, task, "mask").model
-    assert accuracy(new, task.forget) == 0 and accuracy(new, task.retain) >= accuracy(trained, task.retain)
+    assert accuracy(new, task.forget) == 0 and accuracy(new, task.retain) >= accuracy(
+        trained, task.retain
+    )
     with pytest.raises(ValueError, match="hides whole classes"):
         unlearn(trained, make_task(digits, "random:5"), "mask")
 
 
 def test_unlink_below_changes_what_single_samples_do(trained, digits):
-    """By default it removes the weakest directions of middle layers: not nothing, and not the classes."""
+    """By default it removes the weakest directions of middle layers.
+
+    Not nothing, and not the classes.
+    """
     t = make_task(digits, "random:0.1", seed=0)
     new = unlearn(trained, t, "unlink-below").model
     moved = (logits(new, t.forget.x) - logits(trained, t.forget.x)).abs().mean()
     assert moved > 0.1 and 80 < accuracy(new, t.retain) < 100
-    assert torch.equal(new[1].weight, trained[1].weight) and torch.equal(new[5].weight, trained[5].weight)
+    assert torch.equal(new[1].weight, trained[1].weight) and torch.equal(
+        new[5].weight, trained[5].weight
+    )
     rows = torch.relu(trained[1](t.forget.x.flatten(1))).double().detach()
     values, V = torch.linalg.eigh(rows.T @ rows)
     U = V[:, values.clamp(min=0).sqrt() < 0.2 * values[-1].sqrt()]
@@ -138,9 +151,16 @@ def test_unlink_below_changes_what_single_samples_do(trained, digits):
 
 def test_gf_moves_by_its_formula(trained, task):
     """One grid point against dense algebra."""
-    result = unlearn(trained, task, "gf", layers="last", samples=10**6, alphas_retain=(100,), alphas_forget=(3,))
-    order = [torch.randperm(len(p), generator=torch.Generator().manual_seed(0)) for p in (task.forget, task.retain)]
-    parts = [p[o[: len(p) * 4 // 5]] for p, o in zip((task.forget, task.retain), order, strict=True)]
+    result = unlearn(
+        trained, task, "gf", layers="last", samples=10**6, alphas_retain=(100,), alphas_forget=(3,)
+    )
+    order = [
+        torch.randperm(len(p), generator=torch.Generator().manual_seed(0))
+        for p in (task.forget, task.retain)
+    ]
+    parts = [
+        p[o[: len(p) * 4 // 5]] for p, o in zip((task.forget, task.retain), order, strict=True)
+    ]
     P = []
     for part, alpha in zip(parts, (3, 100), strict=True):
         _, s, vh = torch.linalg.svd(features(trained, part.x), full_matrices=False)
@@ -161,7 +181,9 @@ def test_gf_takes_the_best_of_its_grid_on_samples_that_gave_no_feature(trained, 
         held.append(part[order[count : count + 900]])
     for r in (1, 300):
         for f in (1, 30):
-            new = unlearn(trained, task, "gf", layers="last", alphas_retain=(r,), alphas_forget=(f,)).model
+            new = unlearn(
+                trained, task, "gf", layers="last", alphas_retain=(r,), alphas_forget=(f,)
+            ).model
             scores[r, f] = accuracy(new, held[1]) * (100 - accuracy(new, held[0]))
     top = max(scores, key=scores.get)
     assert (best.options["alphas_retain"], best.options["alphas_forget"]) == ((top[0],), (top[1],))
@@ -183,6 +205,8 @@ def test_edits_leave_batch_norm_alone(pictures_task):
 def test_all_layers_recomputed_differ_from_all_at_once(trained, task):
     once = unlearn(trained, task, layers="all").model
     again = unlearn(trained, task, layers="all", recompute=True).model
-    assert torch.equal(once[1].weight, again[1].weight) and not torch.equal(once[3].weight, again[3].weight)
+    assert torch.equal(once[1].weight, again[1].weight) and not torch.equal(
+        once[3].weight, again[3].weight
+    )
     gone = collect(once, layers(once, "3"), task.forget.x)["3"][0]
     assert gone.count == len(task.forget)

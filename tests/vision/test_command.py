@@ -27,7 +27,13 @@ def test_unlearn_measures_and_writes(tmp_path, capsys):
     assert main(argv) == 0
     report = told(capsys)
     assert report["after"]["UA"] > 90 > report["before"]["UA"] and report["method"] == "rayleigh"
-    assert report["options"] == {"rank": 1, "epsilon": 0.1, "variant": "hard", "layers": "last", "recompute": False}
+    assert report["options"] == {
+        "rank": 1,
+        "epsilon": 0.1,
+        "variant": "hard",
+        "layers": "last",
+        "recompute": False,
+    }
     x = load_data("digits").test_x
     assert logits(load_model(f"mlp:{out}", 10, 1), x).shape == (len(x), 10)
     assert main(argv) == 2 and "exists" in capsys.readouterr().err
@@ -39,17 +45,33 @@ def test_unlearn_measures_and_writes(tmp_path, capsys):
 
 
 def test_two_deletions_from_one_cache(tmp_path, capsys):
-    """The reduced cache serves the model that was written; the first one does not, and says which would."""
+    """The reduced cache serves the model that was written.
+
+    The first one does not, and says which would.
+    """
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     whole, left = tmp_path / "whole.safetensors", tmp_path / "left.safetensors"
     words = ["vision", "unlearn", "--data", "digits", "--method", "pgu", "--json"]
-    argv = [*words, "--model", "mlp", "--train", "--epochs", "10", "--forget", "class:3", "--cache", str(whole)]
+    argv = [
+        *words,
+        "--model",
+        "mlp",
+        "--train",
+        "--epochs",
+        "10",
+        "--forget",
+        "class:3",
+        "--cache",
+        str(whole),
+    ]
     assert main([*argv, "--out", str(first), "--cache-out", str(left)]) == 0
     assert told(capsys)["after"]["UA"] >= 90
     made = whole.stat().st_mtime_ns
     again = [*words, "--model", f"mlp:{first}", "--forget", "class:5", "--out", str(second)]
     assert main([*again, "--cache", str(whole)]) == 2
-    assert "belongs to another model" in capsys.readouterr().err and whole.stat().st_mtime_ns == made
+    assert (
+        "belongs to another model" in capsys.readouterr().err and whole.stat().st_mtime_ns == made
+    )
     assert main([*again, "--cache", str(left)]) == 0
     report = told(capsys)
     assert report["after"]["UA"] >= 90 and report["after"]["TA"] > 70
@@ -63,12 +85,27 @@ def test_two_deletions_from_one_cache(tmp_path, capsys):
     [
         (["unlearn", "--model", "mlp", "--forget", "class:3"], "mlp is untrained"),
         (["unlearn", "--model", "nowhere", "--forget", "class:3"], "no model 'nowhere'"),
-        (["unlearn", "--model", "mlp", "--train", "--data", "x.npz", "--forget", "class:3"], "cannot read x.npz"),
-        (["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rnk=2"], "has no option 'rnk'"),
-        (["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rank"], "key=value"),
-        (["unlearn", *FAST, "--forget", "class:3", "--method", "rl", "--cache", "c"], "rl takes no cache"),
+        (
+            ["unlearn", "--model", "mlp", "--train", "--data", "x.npz", "--forget", "class:3"],
+            "cannot read x.npz",
+        ),
+        (
+            ["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rnk=2"],
+            "has no option 'rnk'",
+        ),
+        (
+            ["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rank"],
+            "key=value",
+        ),
+        (
+            ["unlearn", *FAST, "--forget", "class:3", "--method", "rl", "--cache", "c"],
+            "rl takes no cache",
+        ),
         (["unlearn", *FAST, "--forget", "class:3", "--cache-out", "c"], "give both"),
-        (["unlearn", *FAST, "--forget", "class:3", "--method", "mask", "--out", "m"], "nothing to write"),
+        (
+            ["unlearn", *FAST, "--forget", "class:3", "--method", "mask", "--out", "m"],
+            "nothing to write",
+        ),
         (["unlearn", *FAST, "--forget", "class:3", "--classes-file", "none"], "no such file"),
         (["fly"], "no action 'fly'"),
     ],
@@ -77,7 +114,10 @@ def test_wrong_use(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["vision", *argv]) == 2
     err = capsys.readouterr().err
-    assert message in err and len([x for x in err.splitlines() if 'step/s' not in x and x.strip()]) == 1
+    assert (
+        message in err
+        and len([x for x in err.splitlines() if "step/s" not in x and x.strip()]) == 1
+    )
 
 
 def test_methods_are_listed(capsys):
@@ -106,12 +146,32 @@ def test_a_transformers_folder_on_an_image_folder(images, tmp_path, capsys):
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=24,
-                       patch_size=8, num_labels=2)  # fmt: skip
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=24,
+        patch_size=8,
+        num_labels=2,
+    )
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 24, "width": 24}}
+    preprocessor = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"height": 24, "width": 24},
+    }
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    argv = ["vision", "unlearn", "--model", str(tmp_path / "vit"), "--data", str(images), "--forget", "class:cat"]
+    argv = [
+        "vision",
+        "unlearn",
+        "--model",
+        str(tmp_path / "vit"),
+        "--data",
+        str(images),
+        "--forget",
+        "class:cat",
+    ]
     assert main([*argv, "--out", str(tmp_path / "new"), "--json"]) == 0
     assert told(capsys)["options"]["rank"] == 1
     assert load_model(str(tmp_path / "new"), 2) is not None
@@ -124,8 +184,21 @@ def test_zero_shot_clip_on_an_image_folder(images, tmp_path, capsys):
     clip.save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")
     (tmp_path / "names.txt").write_text("tabby cat\nold dog\n")
-    argv = ["vision", "unlearn", "--model", f"clip:{tmp_path / 'clip'}", "--data", str(images), "--size", "64",
-            "--classes-file", str(tmp_path / "names.txt"), "--forget", "class:tabby cat", "--json"]  # fmt: skip
+    argv = [
+        "vision",
+        "unlearn",
+        "--model",
+        f"clip:{tmp_path / 'clip'}",
+        "--data",
+        str(images),
+        "--size",
+        "64",
+        "--classes-file",
+        str(tmp_path / "names.txt"),
+        "--forget",
+        "class:tabby cat",
+        "--json",
+    ]
     assert main(argv) == 0
     assert told(capsys)["forget"] == "class:tabby cat"
     (tmp_path / "names.txt").write_text("cat\n")
@@ -152,7 +225,15 @@ def test_two_processes_gather_the_moments_of_one(tmp_path):
         "        assert a.count == b.count\n"
         "state.wait_for_everyone()\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

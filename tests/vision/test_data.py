@@ -17,10 +17,17 @@ def grey(value, size=8):
     return np.full((size, size, 3), value, np.uint8)
 
 
-@pytest.mark.parametrize(("name", "mean", "std"), [
-    ("cifar100", 0.5071, 0.2673), ("cifar20", 0.5071, 0.2673), ("cifar10", 0.485, 0.229), ("mine", 0.5, 0.5),
-    ("oxford-pets", 0.48145466, 0.26862954), ("imagenette", 0.485, 0.229),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar100", 0.5071, 0.2673),
+        ("cifar20", 0.5071, 0.2673),
+        ("cifar10", 0.485, 0.229),
+        ("mine", 0.5, 0.5),
+        ("oxford-pets", 0.48145466, 0.26862954),
+        ("imagenette", 0.485, 0.229),
+    ],
+)
 def test_every_data_set_has_its_own_constants(name, mean, std):
     x = Form().pictures(np.stack([grey(0, 2)]), name)
     assert float(x[0, 0, 0, 0]) == pytest.approx(-mean / std)
@@ -70,7 +77,9 @@ class TestPictures:
             "grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024\n"
             "assert grown < 400, grown\n"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -87,9 +96,19 @@ class TestLoading:
     def test_npz(self, tmp_path, digits):
         images = (digits.train_x[:40, 0] * 255).byte().numpy()[..., None].repeat(3, -1)
         labels = np.arange(40) % 4
-        np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+        np.savez(
+            tmp_path / "d.npz",
+            train_images=images,
+            train_labels=labels,
+            test_images=images,
+            test_labels=labels,
+        )
         data = load_data(str(tmp_path / "d.npz"), size=16)
-        assert data.train_x.shape == (40, 3, 16, 16) and data.classes == ("0", "1", "2", "3") and data.channels == 3
+        assert (
+            data.train_x.shape == (40, 3, 16, 16)
+            and data.classes == ("0", "1", "2", "3")
+            and data.channels == 3
+        )
         np.savez(tmp_path / "e.npz", train_images=images)
         with pytest.raises(ValueError, match="lacks train_labels"):
             load_data(str(tmp_path / "e.npz"))
@@ -126,7 +145,10 @@ class TestLoading:
         asked = []
 
         class Rows(dict):
-            features = {k: types.SimpleNamespace(names=["x", "y"]) for k in (about["label"], about.get("fine", "-"))}
+            features = {
+                k: types.SimpleNamespace(names=["x", "y"])
+                for k in (about["label"], about.get("fine", "-"))
+            }
 
         def split(value):
             picture = Image.fromarray(grey(value))
@@ -137,7 +159,9 @@ class TestLoading:
             asked.append((repository, config))
             return {"train": split(0), about.get("test", "test"): split(255)}
 
-        monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+        monkeypatch.setitem(
+            sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset)
+        )
         data = load_data(name, size=4)
         assert asked == [(about["id"], about.get("config"))] and data.classes == ("x", "y")
         assert data.test_x[torch.tensor([0])].shape == (1, 3, 4, 4)
@@ -152,7 +176,11 @@ class TestLoading:
 class TestTasks:
     def test_splits(self, digits):
         t = make_task(digits, "random:0.1", seed=3)
-        assert len(t.forget) == round(0.1 * len(digits.train_y)) and not len(t.test_forget) and not t.classes
+        assert (
+            len(t.forget) == round(0.1 * len(digits.train_y))
+            and not len(t.test_forget)
+            and not t.classes
+        )
         assert torch.equal(make_task(digits, "random:0.1", seed=3).forget.x, t.forget.x)
         assert len(make_task(digits, "index:1,5").forget) == 2
         assert make_task(digits, "class:2#7").name == "class:2#7"

@@ -14,10 +14,17 @@ from erase_sd.vision.train import logits
 from tests.vision.helpers import close, descended, flat, grads, loss, same
 
 FAST = {
-    "retrain": {"epochs": 8}, "iu": {"samples": 20}, "gf": {"alphas_retain": (100,), "alphas_forget": (3,)},
-    "pgu": {"epochs": 3}, "depoison": {"epochs": 2}, "ntk": {"samples": 40, "iterations": 10}, "jit": {"draws": 2},
-    "second-order": {"iterations": 4}, "ga": {"lr": 0.01}, "two-sided": {"samples": 200},
-}  # fmt: skip
+    "retrain": {"epochs": 8},
+    "iu": {"samples": 20},
+    "gf": {"alphas_retain": (100,), "alphas_forget": (3,)},
+    "pgu": {"epochs": 3},
+    "depoison": {"epochs": 2},
+    "ntk": {"samples": 40, "iterations": 10},
+    "jit": {"draws": 2},
+    "second-order": {"iterations": 4},
+    "ga": {"lr": 0.01},
+    "two-sided": {"samples": 200},
+}
 
 
 def go(name, tiny, **options):
@@ -27,7 +34,10 @@ def go(name, tiny, **options):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(trained, task, method):
-    """Each returns a new, finite model that forgets or moves, the same for the same seed, and leaves its input."""
+    """Each returns a new, finite model that forgets or moves, the same for the same seed.
+
+    And leaves its input.
+    """
     before = copy.deepcopy(trained)
     options = FAST.get(method, {"epochs": 1} if "epochs" in METHODS[method].options else {})
     first = unlearn(trained, task, method, **options)
@@ -56,14 +66,19 @@ def test_gradient_ascent(tiny):
 
 def test_finetune(tiny):
     model, task = tiny
-    close(go("ft", tiny, epochs=1, lr=0.1), descended(model, grads(model, loss(model, task.retain))))
+    close(
+        go("ft", tiny, epochs=1, lr=0.1), descended(model, grads(model, loss(model, task.retain)))
+    )
 
 
 def test_l1(tiny):
     model, task = tiny
     got = go("l1", tiny, epochs=1, lr=0.1, gamma=0.01)
     g = grads(model, loss(model, task.retain))
-    close(got, descended(model, [d + 0.01 * p.sign() for p, d in zip(model.parameters(), g, strict=True)]))
+    close(
+        got,
+        descended(model, [d + 0.01 * p.sign() for p, d in zip(model.parameters(), g, strict=True)]),
+    )
 
 
 def test_salun_moves_the_salient_half(tiny):
@@ -101,7 +116,10 @@ class TestBoundary:
         close(go("be", tiny, epochs=0), list(tiny[0].parameters()))
 
     def test_the_new_row_is_fresh(self, tiny):
-        """One step by hand with the fourth row drawn as `nn.Linear` draws it, not as a mean of the others."""
+        """One step by hand with the fourth row drawn as `nn.Linear` draws it.
+
+        Not as a mean of the others.
+        """
         model, task = tiny
         got = go("be", tiny, epochs=1, lr=0.1, seed=3)
         torch.manual_seed(3)
@@ -137,7 +155,10 @@ def test_jit(tiny):
 
 
 def test_scrub(tiny):
-    """At the teacher the divergence has no gradient: weight decay moves the forget step, the labels the other."""
+    """At the teacher the divergence has no gradient.
+
+    Weight decay moves the forget step, the labels the other.
+    """
     model, task = tiny
     got = go("scrub", tiny, epochs=1, forget_epochs=1, lr=0.1, gamma=0.9)
     moved = copy.deepcopy(model)
@@ -147,7 +168,9 @@ def test_scrub(tiny):
     mine, told = (F.log_softmax(m(task.retain.x) / 4, 1) for m in (moved, model))
     kl = F.kl_div(mine, told, reduction="batchmean", log_target=True) * 16
     close(got, descended(moved, grads(moved, 0.9 * loss(moved, task.retain) + 1e-3 * kl)))
-    away = unlearn(got, task, "scrub", epochs=2, forget_epochs=2, lr=0.1, alpha=0.0, gamma=0.0).model
+    away = unlearn(
+        got, task, "scrub", epochs=2, forget_epochs=2, lr=0.1, alpha=0.0, gamma=0.0
+    ).model
     assert not same(away, got)
 
 
@@ -155,7 +178,9 @@ class TestAnew:
     def test_eu_k_freezes_the_rest(self, tiny):
         model, _ = tiny
         got = go("eu-k", tiny, k=1, epochs=2)
-        assert torch.equal(got[0].weight, model[0].weight) and not torch.equal(got[2].weight, model[2].weight)
+        assert torch.equal(got[0].weight, model[0].weight) and not torch.equal(
+            got[2].weight, model[2].weight
+        )
         with pytest.raises(ValueError, match="k of 1..2, got 3"):
             go("eu-k", tiny)
 
@@ -163,8 +188,16 @@ class TestAnew:
         model = build("resnet20", 3)
         new = unlearn(model, pictures_task, "eu-k", epochs=1).model
         assert torch.equal(new.bn1.running_mean, model.bn1.running_mean)
-        fresh = [n for n, p in new.named_parameters() if p.ndim > 1 and not torch.equal(p, model.get_parameter(n))]
-        assert fresh == ["layer3.2.conv1.weight", "layer3.2.conv2.weight", "linear.weight"]  # the last three
+        fresh = [
+            n
+            for n, p in new.named_parameters()
+            if p.ndim > 1 and not torch.equal(p, model.get_parameter(n))
+        ]
+        assert fresh == [
+            "layer3.2.conv1.weight",
+            "layer3.2.conv2.weight",
+            "linear.weight",
+        ]  # the last three
 
     def test_a_transformers_model_is_trained_anew(self, vit, pictures_task):
         model = Logits(vit)

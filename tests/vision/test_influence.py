@@ -13,7 +13,10 @@ from tests.vision.helpers import flat, grads, loss
 
 
 def test_influence_follows_woodfishers_recursion_in_numpy(tiny):
-    """Five retained gradients, the recursion written with matrices of numpy; order as the seed draws it."""
+    """Five retained gradients, the recursion written with matrices of numpy.
+
+    Order as the seed draws it.
+    """
     model, task = tiny
     M = 4
     picked = task.retain.sample(M + 1, 0)
@@ -31,7 +34,9 @@ def test_influence_follows_woodfishers_recursion_in_numpy(tiny):
     want = flat(model.parameters()).detach().numpy() + 2 * k
     got = flat(unlearn(model, task, "iu", alpha=2.0, samples=M).model.parameters()).detach().numpy()
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    plain = flat(model.parameters()).detach().numpy() + 2 * len(task.forget) / 10 * (g(task.forget) - g(task.retain))
+    plain = flat(model.parameters()).detach().numpy() + 2 * len(task.forget) / 10 * (
+        g(task.forget) - g(task.retain)
+    )
     assert np.abs(got - plain).max() > 1e-4  # the recursion matters here
 
 
@@ -44,7 +49,9 @@ def exact_ntk(model, task, ridge):
             out = model(part.x[i : i + 1])[0]
             target = F.one_hot(part.y[i], 3) - out.softmax(0)
             for c in range(3):
-                rows.append(flat(torch.autograd.grad(out[c], list(model.parameters()), retain_graph=True)))
+                rows.append(
+                    flat(torch.autograd.grad(out[c], list(model.parameters()), retain_graph=True))
+                )
                 residual.append(target[c])
         J, r, n = torch.stack(rows), torch.stack(residual).detach(), len(part)
         return J.T @ torch.linalg.solve(J @ J.T / n + ridge * torch.eye(len(J)), r) / n
@@ -80,8 +87,13 @@ def test_first_order(tiny):
     g = flat(grads(model, loss(model, task.forget, "sum")))
     torch.testing.assert_close(flat(got.parameters()), flat(model.parameters()) + 0.1 * g)
     right = torch.ones_like(task.forget.y)
-    known = Task(*(getattr(task, k) for k in ("forget", "retain", "test", "test_forget")), (), 3, "wrong labels",
-                 corrected=right)  # fmt: skip
+    known = Task(
+        *(getattr(task, k) for k in ("forget", "retain", "test", "test_forget")),
+        (),
+        3,
+        "wrong labels",
+        corrected=right,
+    )
     got = unlearn(model, known, "first-order", tau=0.1).model
     clean = flat(grads(model, loss(model, task.forget.relabelled(right), "sum")))
     torch.testing.assert_close(flat(got.parameters()), flat(model.parameters()) + 0.1 * (g - clean))
@@ -93,11 +105,18 @@ def test_second_order_is_a_newton_step(tiny):
     names, values = zip(*model.named_parameters(), strict=True)
 
     def f(*weights):
-        out = torch.func.functional_call(model, dict(zip(names, weights, strict=True)), (task.retain.x,))
+        out = torch.func.functional_call(
+            model, dict(zip(names, weights, strict=True)), (task.retain.x,)
+        )
         return F.cross_entropy(out, task.retain.y)
 
     H = torch.autograd.functional.hessian(f, tuple(p.detach() for p in values))
-    H = torch.cat([torch.cat([h.reshape(a.numel(), -1) for h in row], 1) for row, a in zip(H, values, strict=True)])
+    H = torch.cat(
+        [
+            torch.cat([h.reshape(a.numel(), -1) for h in row], 1)
+            for row, a in zip(H, values, strict=True)
+        ]
+    )
     g = flat(grads(model, loss(model, task.forget, "sum"))) / 10
     want = flat(values) + torch.linalg.solve(H + torch.eye(len(g)), g)
     torch.testing.assert_close(flat(got.parameters()), want, atol=1e-4, rtol=1e-3)
@@ -120,7 +139,11 @@ def test_attention_has_second_and_forward_derivatives(method, kind, vit, picture
         torch.manual_seed(0)
         block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0)
         model = nn.Sequential(nn.Flatten(1, 2), block, nn.Flatten(), nn.Linear(192, 3)).eval()
-    options = {"samples": 6, "iterations": 3, "scale": 3.0} if method == "ntk" else {"iterations": 2}
+    options = (
+        {"samples": 6, "iterations": 3, "scale": 3.0} if method == "ntk" else {"iterations": 2}
+    )
     new = unlearn(model, pictures_task, method, **options).model
     x = pictures_task.test.x
-    assert torch.isfinite(logits(new, x)).all() and not torch.equal(logits(new, x), logits(model, x))
+    assert torch.isfinite(logits(new, x)).all() and not torch.equal(
+        logits(new, x), logits(model, x)
+    )

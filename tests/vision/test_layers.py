@@ -19,13 +19,19 @@ from tests.vision.helpers import same
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kernel=st.integers(1, 3), stride=st.integers(1, 3), padding=st.sampled_from([0, 1, 2]),
-    dilation=st.integers(1, 2), groups=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.sampled_from([0, 1, 2]),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 99),
     mode=st.sampled_from(["zeros", "reflect", "circular"]),
-)  # fmt: skip
+)
 def test_unfolding_is_the_convolution(kernel, stride, padding, dilation, groups, seed, mode):
     torch.manual_seed(seed)
-    conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode).double()
+    conv = nn.Conv2d(
+        4, 8, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode
+    ).double()
     x = torch.randn(3, 4, 9, 7).double()
     layer = Layer("conv", conv)
     parts = [torch.cat(chunks) for chunks in zip(*layer.rows(x), strict=True)]
@@ -46,13 +52,18 @@ def test_same_padding_and_depthwise():
 
 def test_an_edit_of_the_weight_is_an_edit_of_the_features():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.Flatten(), nn.Linear(100, 3)).double()
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.Flatten(), nn.Linear(100, 3)
+    ).double()
     edits = [LowRankEdit(torch.randn(9, 2), torch.randn(9, 2)) for _ in range(2)]
     new = edited(model, {"0": edits})
     layer, x = layers(model, "0")[0], torch.randn(5, 2, 5, 5).double()
     (parts,) = layer.rows(x)
     moved = [e.features(r) @ w.T for e, r, w in zip(edits, parts, layer.matrices(), strict=True)]
-    out = torch.cat(moved, 1).reshape(5, 25, 4).transpose(1, 2).reshape(5, 4, 5, 5) + model[0].bias[:, None, None]
+    out = (
+        torch.cat(moved, 1).reshape(5, 25, 4).transpose(1, 2).reshape(5, 4, 5, 5)
+        + model[0].bias[:, None, None]
+    )
     torch.testing.assert_close(new[0](x), out)
     assert torch.equal(new[2].weight, model[2].weight)
 
@@ -87,7 +98,9 @@ class TestAttention:
         assert names == ["self_attn", "self_attn.out_proj", "linear1", "linear2"]
         x = torch.randn(4, 5, 8)
         rows = collect(layer.train(), layers(layer, "self_attn"), x)["self_attn"][0]
-        torch.testing.assert_close(rows.gram, x.reshape(-1, 8).double().T @ x.reshape(-1, 8).double())
+        torch.testing.assert_close(
+            rows.gram, x.reshape(-1, 8).double().T @ x.reshape(-1, 8).double()
+        )
         edit = unlink_edit(Problem(rows, SecondMoment.zeros(8)), rank=2)
         new = edited(layer, {"self_attn": [edit]})
         want = layer.self_attn.in_proj_weight @ edit.matrix.float()
@@ -97,7 +110,9 @@ class TestAttention:
         """`out_proj` reads the heads' mixtures: written out by hand from the projections."""
         attention = self.block().self_attn
         x = torch.randn(3, 5, 8)
-        q, k, v = (attention.in_proj_weight @ x.transpose(1, 2) + attention.in_proj_bias[:, None]).chunk(3, 1)
+        q, k, v = (
+            attention.in_proj_weight @ x.transpose(1, 2) + attention.in_proj_bias[:, None]
+        ).chunk(3, 1)
         heads = []
         for h in range(2):
             part = slice(4 * h, 4 * h + 4)
@@ -119,7 +134,9 @@ class TestAttention:
         torch.testing.assert_close(found.gram, context.T @ context, atol=1e-5, rtol=1e-4)
         edit = unlink_edit(Problem(found, SecondMoment.zeros(8)), rank=1)
         new = edited(model, {"attention.out_proj": [edit]})
-        want = (context.float() @ edit.matrix.float().T) @ attention.out_proj.weight.T + attention.out_proj.bias
+        want = (
+            context.float() @ edit.matrix.float().T
+        ) @ attention.out_proj.weight.T + attention.out_proj.bias
         torch.testing.assert_close(new(x).reshape(-1, 8), want, atol=1e-5, rtol=1e-4)
 
     def test_attention_to_something_else_is_refused(self):
@@ -150,7 +167,9 @@ class HeadFirst(nn.Module):
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(6, 3)
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()
+        )
         self.unused = nn.Linear(2, 2)
 
     def forward(self, x):

@@ -22,14 +22,21 @@ from erase_sd.vision.train import accuracy
 
 
 def svc(x, y, C=3.0):
-    """The dual of a soft-margin machine with the kernel exp(−(a − b)²), by a general solver; one feature."""
+    """The dual of a soft-margin machine with the kernel exp(−(a − b)²), by a general solver.
+
+    One feature.
+    """
     K = np.exp(-((x[:, None] - x[None]) ** 2))
     Q = y[:, None] * y[None] * K
     found = minimize(
-        lambda a: 0.5 * a @ Q @ a - a.sum(), np.full(len(x), 0.1), jac=lambda a: Q @ a - 1, method="SLSQP",
-        bounds=[(0, C)] * len(x), constraints={"type": "eq", "fun": lambda a: a @ y, "jac": lambda a: y},
+        lambda a: 0.5 * a @ Q @ a - a.sum(),
+        np.full(len(x), 0.1),
+        jac=lambda a: Q @ a - 1,
+        method="SLSQP",
+        bounds=[(0, C)] * len(x),
+        constraints={"type": "eq", "fun": lambda a: a @ y, "jac": lambda a: y},
         options={"maxiter": 500, "ftol": 1e-12},
-    )  # fmt: skip
+    )
     a = found.x
     free = (a > 1e-4) & (a < C - 1e-4)
     offset = np.mean(y[free] - (a * y) @ K[:, free])
@@ -50,7 +57,10 @@ def test_membership_is_the_support_vector_machine():
 
 
 def test_measure_takes_confidence_in_the_true_label():
-    """A model that is sure of retained samples and wrong on forgotten ones: members are told by their own label."""
+    """A model that is sure of retained samples and wrong on forgotten ones.
+
+    Members are told by their own label.
+    """
     x = torch.eye(2).repeat(20, 1)
     y = torch.arange(2).repeat(20)
     model = nn.Linear(2, 2, bias=False)
@@ -82,7 +92,9 @@ def test_entropy_and_confusion():
     class Fixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.out = nn.Parameter(torch.tensor([[0.0, 0, -1e9, -1e9], [0.0, 0, 0, 0], [9.0, -1e9, -1e9, -1e9]]))
+            self.out = nn.Parameter(
+                torch.tensor([[0.0, 0, -1e9, -1e9], [0.0, 0, 0, 0], [9.0, -1e9, -1e9, -1e9]])
+            )
 
         def forward(self, x):
             return self.out[: len(x)]
@@ -123,10 +135,15 @@ def test_shadow_attack_tells_models_that_saw_the_samples():
 
 
 def test_hidden_is_not_unlearned(trained, task):
-    """One labelled sample brings a class back after an edit of the last layer alone, not after one of the features."""
+    """One labelled sample brings a class back after an edit of the last layer alone.
+
+    Not after one of the features.
+    """
     hidden, moved = (unlearn(trained, task, m).model for m in ("rayleigh", "two-sided"))
     assert accuracy(hidden, task.test_forget) < 15
-    probe = [np.mean([relearn(m, task, seed=s) for s in range(4)]) for m in (trained, hidden, moved)]
+    probe = [
+        np.mean([relearn(m, task, draw=s) for s in range(4)]) for m in (trained, hidden, moved)
+    ]
     assert probe[0] > 50 and probe[1] == probe[0] and probe[2] < probe[0] - 15
     assert accuracy(moved, task.retain) > 0.98 * accuracy(trained, task.retain)
 

@@ -22,10 +22,18 @@ def test_architectures_answer(name):
     assert out.shape == (1, 7) and torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize(("name", "convolutions", "linear", "parameters"), [
-    ("small-vgg", 3, 2, None), ("vgg11-bn", 8, 1, None), ("vgg16-bn", 13, 1, None), ("all-cnn", 8, 1, None),
-    ("resnet20", 19, 1, 269_722), ("resnet18", 20, 1, 11_173_962), ("resnet50", 53, 1, 23_520_842),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "convolutions", "linear", "parameters"),
+    [
+        ("small-vgg", 3, 2, None),
+        ("vgg11-bn", 8, 1, None),
+        ("vgg16-bn", 13, 1, None),
+        ("all-cnn", 8, 1, None),
+        ("resnet20", 19, 1, 269_722),
+        ("resnet18", 20, 1, 11_173_962),
+        ("resnet50", 53, 1, 23_520_842),
+    ],
+)
 def test_architectures_are_those_of_the_papers(name, convolutions, linear, parameters):
     """Layers and, where they are published, parameters."""
     model = build(name, 10)
@@ -39,7 +47,11 @@ class TestWeights:
         model = build("resnet20", 10)
         save_weights(model, tmp_path / "a.safetensors", {"method": "x"})
         assert same(load_model(f"resnet20:{tmp_path / 'a.safetensors'}", 10), model)
-        state = {f"module.{k}": v for k, v in load_file(tmp_path / "a.safetensors").items() if "num_batches" not in k}
+        state = {
+            f"module.{k}": v
+            for k, v in load_file(tmp_path / "a.safetensors").items()
+            if "num_batches" not in k
+        }
         save_file(state, tmp_path / "b.safetensors")
         assert same(load_weights(build("resnet20", 10, seed=4), tmp_path / "b.safetensors"), model)
 
@@ -84,17 +96,24 @@ class TestTransformersFolders:
         with pytest.raises(ValueError, match="has 3 classes, the data 10"):
             load_model(where, 10)
 
-    @pytest.mark.parametrize("drop", ["classifier", "vit.encoder.layer.0"])  # as it is named in files
+    @pytest.mark.parametrize(
+        "drop", ["classifier", "vit.encoder.layer.0"]
+    )  # as it is named in files
     def test_weights_that_are_missing_are_refused_not_drawn(self, vit, tmp_path, drop):
-        with pytest.raises(ValueError, match="weights that ViTForImageClassification needs, such as .* random"):
+        with pytest.raises(
+            ValueError, match="weights that ViTForImageClassification needs, such as .* random"
+        ):
             load_model(self.folder(vit, tmp_path, drop), 3)
 
     def test_a_head_of_another_width_is_refused(self, vit, tmp_path):
         where = self.folder(vit, tmp_path)
         path = tmp_path / "vit" / "model.safetensors"
         state = load_file(path)
-        save_file(state | {"classifier.weight": torch.zeros(5, 16), "classifier.bias": torch.zeros(5)}, path,
-                  metadata={"format": "pt"})  # fmt: skip
+        save_file(
+            state | {"classifier.weight": torch.zeros(5, 16), "classifier.bias": torch.zeros(5)},
+            path,
+            metadata={"format": "pt"},
+        )
         with pytest.raises(ValueError, match="vit"):
             load_model(where, 3)
 
@@ -105,8 +124,13 @@ class TestTransformersFolders:
         with pytest.raises(ValueError, match="safetensors"):
             load_model(where, 3)
         config = json.loads((tmp_path / "vit" / "config.json").read_text())
-        config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config",
-                                                      "AutoModelForImageClassification": "mine.Model"}}  # fmt: skip
+        config |= {
+            "model_type": "mine",
+            "auto_map": {
+                "AutoConfig": "mine.Config",
+                "AutoModelForImageClassification": "mine.Model",
+            },
+        }
         (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
         (tmp_path / "vit" / "mine.py").write_text("open('ran', 'w')\n")
         with pytest.raises(ValueError, match="no model"):
@@ -121,7 +145,11 @@ class TestTransformersFolders:
     def test_what_its_preprocessor_expects(self, vit, tmp_path):
         where = self.folder(vit, tmp_path)
         assert expected(where) == (None, None) == expected("resnet20:x.safetensors")
-        told = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"height": 24, "width": 24}}
+        told = {
+            "image_mean": [0.1, 0.2, 0.3],
+            "image_std": [0.4, 0.5, 0.6],
+            "size": {"height": 24, "width": 24},
+        }
         (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(told))
         assert expected(where) == (((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), 24)
 
@@ -129,14 +157,28 @@ class TestTransformersFolders:
         from transformers import SwinConfig, SwinForImageClassification
 
         torch.manual_seed(0)
-        config = SwinConfig(image_size=8, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2,
-                            num_labels=3)  # fmt: skip
+        config = SwinConfig(
+            image_size=8,
+            patch_size=2,
+            embed_dim=8,
+            depths=[1, 1],
+            num_heads=[1, 2],
+            window_size=2,
+            num_labels=3,
+        )
         model = Logits(SwinForImageClassification(config)).eval()
-        for method, options in (("unlink", {}), ("rayleigh", {"layers": "all"}), ("retrain", {"epochs": 1}),
-                                ("two-sided", {"layers": "all"}), ("ssd", {})):  # fmt: skip
+        for method, options in (
+            ("unlink", {}),
+            ("rayleigh", {"layers": "all"}),
+            ("retrain", {"epochs": 1}),
+            ("two-sided", {"layers": "all"}),
+            ("ssd", {}),
+        ):
             new = unlearn(model, pictures_task, method, **options).model
             assert torch.isfinite(logits(new, pictures_task.test.x)).all()
-            assert method == "ssd" or not same(new, model)  # ssd moves what matters ten times as much, if anything
+            assert method == "ssd" or not same(
+                new, model
+            )  # ssd moves what matters ten times as much, if anything
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +222,9 @@ class TestClip:
         save_weights(new, tmp_path / "out", {})
         again = load_model(f"clip:{tmp_path / 'out'}", names)
         torch.testing.assert_close(logits(again, x), logits(new, x))
-        before, after = (CLIPModel.from_pretrained(f).state_dict() for f in (clip_folder, tmp_path / "out"))
+        before, after = (
+            CLIPModel.from_pretrained(f).state_dict() for f in (clip_folder, tmp_path / "out")
+        )
         moved = {k for k in before if not torch.equal(before[k], after[k])}
         assert moved and all(k.startswith(("vision_model", "visual_projection")) for k in moved)
 
@@ -189,7 +233,10 @@ class TestClip:
         state = load_file(tmp_path / "c" / "model.safetensors")
         state.pop("visual_projection.weight")
         save_file(state, tmp_path / "c" / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="lacks 1 weights that CLIPModel needs, such as visual_projection.weight"):
+        with pytest.raises(
+            ValueError,
+            match="lacks 1 weights that CLIPModel needs, such as visual_projection.weight",
+        ):
             load_model(f"clip:{tmp_path / 'c'}", ("a", "b"))
 
     def test_as_an_image_classifier_it_is_refused_with_a_hint(self, clip_folder):
@@ -209,10 +256,16 @@ class TestTraining:
         torch.manual_seed(0)
         return Samples(torch.randn(24, 3, 8, 8), torch.arange(24) % 3)
 
-    @pytest.mark.parametrize(("schedule", "rates"), [
-        ("constant", [1, 1, 1, 1]), ("steps", [1, 1, 0.1, 0.01]), ("cosine", [1, 0.8536, 0.5, 0.1464]),
-        ("exponential", [1, 0.1495, 0.02236, 0.003344]), ("one-cycle", [0, 0.933, 0.5868, 0.1786]),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("schedule", "rates"),
+        [
+            ("constant", [1, 1, 1, 1]),
+            ("steps", [1, 1, 0.1, 0.01]),
+            ("cosine", [1, 0.8536, 0.5, 0.1464]),
+            ("exponential", [1, 0.1495, 0.02236, 0.003344]),
+            ("one-cycle", [0, 0.933, 0.5868, 0.1786]),
+        ],
+    )
     def test_schedules(self, schedule, rates):
         recipe = Recipe(lr=1.0, schedule=schedule)
         assert [recipe.rate(p) for p in (0, 0.25, 0.5, 0.75)] == pytest.approx(rates, rel=1e-3)
@@ -223,9 +276,13 @@ class TestTraining:
         import copy
 
         new = copy.deepcopy(model)
-        recipe = Recipe(epochs=1, lr=0.1, batch=64, optimizer=optimizer, schedule="constant", weight_decay=0.0)
+        recipe = Recipe(
+            epochs=1, lr=0.1, batch=64, optimizer=optimizer, schedule="constant", weight_decay=0.0
+        )
         train(new, task.retain, recipe)
-        g = torch.autograd.grad(nn.functional.cross_entropy(model(task.retain.x), task.retain.y), model.parameters())
+        g = torch.autograd.grad(
+            nn.functional.cross_entropy(model(task.retain.x), task.retain.y), model.parameters()
+        )
         for p, q, d in zip(new.parameters(), model.parameters(), g, strict=True):
             step = 0.1 * 1.9 * d if optimizer == "nesterov" else 0.1 * d / (d.abs() + 1e-8)
             torch.testing.assert_close(p, q - step, atol=1e-6, rtol=1e-4)
@@ -247,7 +304,9 @@ class TestTraining:
         loop = Loop(resume=tmp_path / "b", after_step=stop)
         with pytest.raises(Cut):
             train(build("resnet20", 3), self.few(), recipe, loop=loop)
-        again = train(build("resnet20", 3, seed=9), self.few(), recipe, loop=Loop(resume=tmp_path / "b"))
+        again = train(
+            build("resnet20", 3, seed=9), self.few(), recipe, loop=Loop(resume=tmp_path / "b")
+        )
         assert same(again, straight)
 
     def test_crops_and_flips_are_of_the_padded_image(self):
@@ -258,7 +317,9 @@ class TestTraining:
             crops = [padded[i, :, a : a + 5, b : b + 5] for a in range(9) for b in range(9)]
             assert any(torch.equal(got[i], c) or torch.equal(got[i], c.flip(2)) for c in crops)
         torch.manual_seed(0)
-        flips = augmented(torch.randn(1, 1, 5, 5).repeat(40, 1, 1, 1), torch.Generator().manual_seed(1))
+        flips = augmented(
+            torch.randn(1, 1, 5, 5).repeat(40, 1, 1, 1), torch.Generator().manual_seed(1)
+        )
         assert len({tuple(f.flatten().tolist()) for f in flips}) > 20
 
     def test_a_loss_that_is_not_finite_is_told(self):

@@ -40,7 +40,9 @@ def test_projected_steps_leave_retained_features_alone(trained, task):
     for layer, g in zip(projected.layers, projected.project(gradients), strict=True):
         M = spaces[layer.name][0].float()
         assert (g @ M).abs().max() < 1e-4
-        twice = projected.project([g if y is layer else torch.zeros_like(y.weight) for y in projected.layers])
+        twice = projected.project(
+            [g if y is layer else torch.zeros_like(y.weight) for y in projected.layers]
+        )
         torch.testing.assert_close(twice[projected.layers.index(layer)], g, atol=1e-5, rtol=1e-4)
 
 
@@ -61,7 +63,9 @@ def test_it_forgets_a_class_to_chance_and_reads_nothing_retained(trained, task, 
     after = measure(new, task)
     assert after["UA"] >= 90 and after["RA"] > 90
     want = unlearn(trained, task, "pgu").model
-    torch.testing.assert_close(logits(new, task.test.x), logits(want, task.test.x), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        logits(new, task.test.x), logits(want, task.test.x), atol=1e-2, rtol=1e-2
+    )
 
 
 def test_one_step_is_its_formula(tiny):
@@ -76,7 +80,9 @@ def test_one_step_is_its_formula(tiny):
     _, s, vh = torch.linalg.svd(task.retain.x, full_matrices=False)
     k = int(((s**2).cumsum(0) < 0.5 * (s**2).sum()).sum()) + 1
     M = vh[:k].T
-    torch.testing.assert_close(got[0].weight, model[0].weight - 0.3 * (g - g @ M @ M.T), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        got[0].weight, model[0].weight - 0.3 * (g - g @ M @ M.T), atol=1e-6, rtol=1e-5
+    )
     assert torch.equal(got[0].bias, model[0].bias)
 
 
@@ -96,7 +102,9 @@ class TestSeveralDeletions:
         gone = len(both.forget)
         assert left.moments["1"][0].count == whole.moments["1"][0].count - gone
 
-    def test_a_reduced_cache_on_disk_belongs_to_the_new_model(self, trained, digits, whole, tmp_path):
+    def test_a_reduced_cache_on_disk_belongs_to_the_new_model(
+        self, trained, digits, whole, tmp_path
+    ):
         first, second = self.parts(digits)
         new = unlearn(trained, first, "pgu", cache=whole).model
         path = remaining(trained, first, whole).save(tmp_path / "left.safetensors", new)
@@ -113,7 +121,9 @@ def test_files(trained, whole, tmp_path):
     again = Cache.load(path, trained)
     for name, groups in whole.moments.items():
         for a, b in zip(groups, again.moments[name], strict=True):
-            assert torch.equal(a.gram, b.gram) and torch.equal(a.total, b.total) and a.count == b.count
+            assert (
+                torch.equal(a.gram, b.gram) and torch.equal(a.total, b.total) and a.count == b.count
+            )
     path.write_bytes(b"x" * 50)
     with pytest.raises(ValueError, match="damaged"):
         Cache.load(path, trained)
@@ -126,7 +136,9 @@ def test_single_samples_stop_at_unseen_ones(trained, digits):
     t = make_task(digits, "random:0.05", seed=1)
     assert t.validation is not None and len(t.validation) + len(t.test) == len(digits.test_y)
     new = unlearn(trained, t, "pgu").model
-    assert accuracy(new, t.forget) <= accuracy(new, t.validation) + 3 and accuracy(new, t.retain) > 88
+    assert (
+        accuracy(new, t.forget) <= accuracy(new, t.validation) + 3 and accuracy(new, t.retain) > 88
+    )
     with pytest.raises(ValueError, match="needs unseen samples"):
         unlearn(trained, Task(t.forget, t.retain, t.test, t.test_forget, (), 10, "x"), "pgu")
 
@@ -146,7 +158,10 @@ def test_what_recombining_learnt_is_what_is_written(trained, task):
 
 
 def test_depoisoning_of_half_the_labels_at_its_defaults(digits):
-    """Five pairs of classes with half of their labels flipped, all of them known: the paper's hardest budget."""
+    """Five pairs of classes with half of their labels flipped, all of them known.
+
+    The paper's hardest budget.
+    """
     torch.manual_seed(0)
     order = torch.randperm(10)
     partner = torch.empty(10, dtype=torch.long)
@@ -158,10 +173,13 @@ def test_depoisoning_of_half_the_labels_at_its_defaults(digits):
     test = Samples(digits.test_x, digits.test_y)
     model = train(build("mlp", 10, 1), poisoned, Recipe(epochs=40))
     none = test[torch.zeros(len(test), dtype=torch.bool)]
-    t = Task(poisoned[bad], poisoned[~bad], test, none, (), 10, "poison", corrected=digits.train_y[bad])
+    t = Task(
+        poisoned[bad], poisoned[~bad], test, none, (), 10, "poison", corrected=digits.train_y[bad]
+    )
     before = accuracy(model, test)
     after = accuracy(unlearn(model, t, "depoison").model, test)
-    first = max(accuracy(unlearn(model, t, "first-order", tau=tau).model, test) for tau in (1e-4, 1e-3, 1e-2))
+    first = max(
+        accuracy(unlearn(model, t, "first-order", tau=tau).model, test)
+        for tau in (1e-4, 1e-3, 1e-2)
+    )
     assert before < 70 and after > 85 and after > first
-
-

@@ -1,4 +1,7 @@
-"""Boundary unlearning: expand to a shadow class, or shrink to the nearest other one. Source: arXiv 2303.11570."""
+"""Boundary unlearning: expand to a shadow class, or shrink to the nearest other one.
+
+Source: arXiv 2303.11570.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,8 @@ class Shrink:
 def boundary_shrink(model: nn.Module, task: Task, options: Shrink, run: Run) -> nn.Module:
     """BS: forget samples take the label of the nearest other class, found by one signed gradient step.
 
-    `x' = x + 0.1 sign ∇ CE`; inputs are normalised here, so nothing is clamped but to their own range.
+    `x' = x + 0.1 sign ∇ CE`; inputs are normalised here, so nothing is clamped but to their own
+    range.
     """
     near = nearest(model, task.forget, options.bound)
     recipe = common(options.epochs, options.lr)
@@ -83,7 +87,8 @@ def boundary_shrink(model: nn.Module, task: Task, options: Shrink, run: Run) -> 
 def nearest(model: nn.Module, samples: Samples, bound: float) -> Tensor:
     """What each sample is taken for after one signed step away from its label, `(n,)`."""
     low, high = (
-        float(f(torch.stack([f(part) for part in samples.x.split(256)]))) for f in (torch.min, torch.max)
+        float(f(torch.stack([f(part) for part in samples.x.split(256)])))
+        for f in (torch.min, torch.max)
     )
     near = []
     with evaluating(model):

@@ -1,4 +1,7 @@
-"""Closed-form unlearning of classifiers: the same moments and the same edits as for diffusion models."""
+"""Closed-form unlearning of classifiers.
+
+The same moments and the same edits as for diffusion models.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,12 @@ def edit_layers(
     Args:
         model: The model; it is not changed.
         forget: Samples to forget.
-        retain: Samples to keep; or the moments of all training samples, from which those of `forget` are taken; or
-            None.
+        retain: Samples to keep; or the moments of all training samples, from which those of
+            `forget` are taken; or None.
         solve: From moments to an edit.
         select: See `layers`.
-        recompute: Gather each layer's features from the model as edited so far, not from the original.
+        recompute: Gather each layer's features from the model as edited so far, not from the
+            original.
 
     Returns:
         A new model.
@@ -115,8 +119,8 @@ class UnlinkBelow:
     """Options of `unlink_below`.
 
     Attributes:
-        below: β, the share of the first singular value under which a direction goes; None takes as many of the
-            weakest as hold a twentieth of the features' energy.
+        below: β, the share of the first singular value under which a direction goes; None takes as
+            many of the weakest as hold a twentieth of the features' energy.
         layers: Which; the paper takes middle layers.
     """
 
@@ -127,7 +131,8 @@ class UnlinkBelow:
 def unlink_below(model: nn.Module, task: Task, options: UnlinkBelow, run: Run) -> nn.Module:
     """Project out the forget features' directions whose singular value is under a threshold.
 
-    For instance-wise forgetting: what single samples do not share. Source: Unlearn in a Blink, random forgetting.
+    For instance-wise forgetting: what single samples do not share. Source: Unlearn in a Blink,
+    random forgetting.
     """
 
     def solve(problem: Problem) -> LowRankEdit:
@@ -152,7 +157,8 @@ class Rayleigh:
     Attributes:
         rank: Directions; None takes one for each forgotten class.
         epsilon: Relative ridge; None takes 0.1, or 1.0 for a single forget sample.
-        variant: "hard" (a projection), "lsq" (least squares, all directions), "paper" (Eq. 15 as printed).
+        variant: "hard" (a projection), "lsq" (least squares, all directions), "paper" (Eq. 15 as
+            printed).
         layers: Which, see `erase_sd.vision.layers`.
         recompute: Features of the model as edited so far, layer after layer.
     """

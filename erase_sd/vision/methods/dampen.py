@@ -1,4 +1,7 @@
-"""Without training on labels: SSD dampens weights, JiT smooths the function around the forget samples."""
+"""Without training on labels.
+
+SSD dampens weights, JiT smooths the function around the forget samples.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class SSD:
 
 @torch.no_grad()
 def ssd(model: nn.Module, task: Task, options: SSD, run: Run) -> nn.Module:
-    """Selective synaptic dampening: where `I_f > α I_D`, `θ ← θ min(λ I_D / I_f, 1)`. Source: arXiv 2308.07707."""
+    """Selective synaptic dampening: where `I_f > α I_D`, `θ ← θ min(λ I_D / I_f, 1)`.
+
+    Source: arXiv 2308.07707.
+    """
     new = copy.deepcopy(model)
     of_forget = importances(model, task.forget)
     of_all = importances(model, task.forget.joined(task.retain))

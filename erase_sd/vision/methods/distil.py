@@ -1,4 +1,7 @@
-"""SCRUB: away from the original on what is forgotten, towards it on the rest. Source: arXiv 2302.09880."""
+"""SCRUB: away from the original on what is forgotten, towards it on the rest.
+
+Source: arXiv 2302.09880.
+"""
 
 from __future__ import annotations
 

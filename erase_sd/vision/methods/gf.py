@@ -41,8 +41,8 @@ class GF:
 def gf(model: nn.Module, task: Task, options: GF, run: Run) -> nn.Module:
     """Importance-weighted projections of every layer, the best pair of a grid on held-out training samples.
 
-    Each grid point starts from the unmodified model; the score is `acc_retain (1 − acc_forget)` on samples that
-    gave no feature (the reference code scores on test samples, a leak).
+    Each grid point starts from the unmodified model; the score is `acc_retain (1 − acc_forget)` on
+    samples that gave no feature (the reference code scores on test samples, a leak).
 
     Raises:
         ValueError: If the grid is empty.
@@ -57,7 +57,8 @@ def gf(model: nn.Module, task: Task, options: GF, run: Run) -> nn.Module:
     forget_held = forget_held if len(forget_held) else forget
     chosen = layers(model, options.layers, task.forget.x)
     gone, kept = (
-        collect(model, chosen, part.x, limit=options.patches, seed=run.seed) for part in (forget, retain)
+        collect(model, chosen, part.x, limit=options.patches, seed=run.seed)
+        for part in (forget, retain)
     )
     best: tuple[float, nn.Module, Sequence[float]] | None = None
     for a_r, a_f in grid:

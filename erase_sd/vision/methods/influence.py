@@ -22,7 +22,10 @@ from erase_sd.vision.train import accuracy, batches, cross_entropy, gradient, mo
 
 @dataclass(frozen=True)
 class Influence:
-    """Options of `influence`: how far to go, and how many retained gradients make the Fisher matrix."""
+    """Options of `influence`.
+
+    How far to go, and how many retained gradients make the Fisher matrix.
+    """
 
     alpha: float = 10.0
     samples: int = 1000
@@ -66,7 +69,10 @@ def _add(model: nn.Module, step: Tensor) -> None:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by plain products: the fused kernels have neither second derivatives nor forward ones."""
+    """Attention by plain products.
+
+    The fused kernels have neither second derivatives nor forward ones.
+    """
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -91,12 +97,14 @@ class NTK:
 def ntk(model: nn.Module, task: Task, options: NTK, run: Run) -> nn.Module:
     """Linearised forgetting: what the tangent model's weights would change if the forget samples had not been there.
 
-    `Δ = w(D_r) − w(D)`, both ridge regressions of the one-hot residuals onto the Jacobian at the current weights, in
-    dual form by conjugate gradients: the Jacobian is only ever multiplied, never stored. At weights that fit their
-    training set the residuals are next to nothing, and so is Δ: its direction counts, its length does not. The source
-    linearises at the weights before training, which are not kept, and corrects the length too (its trapezium rule).
-    Here a line search over powers of √10 does, which scores `acc_retain (1 − acc_forget)` on the samples used; for
-    single samples it takes the first scale at which the forgotten are no better known than unseen ones.
+    `Δ = w(D_r) − w(D)`, both ridge regressions of the one-hot residuals onto the Jacobian at the
+    current weights, in dual form by conjugate gradients: the Jacobian is only ever multiplied,
+    never stored. At weights that fit their training set the residuals are next to nothing, and so
+    is Δ: its direction counts, its length does not. The source linearises at the weights before
+    training, which are not kept, and corrects the length too (its trapezium rule). Here a line
+    search over powers of √10 does, which scores `acc_retain (1 − acc_forget)` on the samples used;
+    for single samples it takes the first scale at which the forgotten are no better known than
+    unseen ones.
 
     Source: arXiv 2003.02960, Eq. 8-10.
     """
@@ -190,7 +198,8 @@ class FirstOrder:
 def first_order(model: nn.Module, task: Task, options: FirstOrder, run: Run) -> nn.Module:
     """One step that undoes the forget samples' gradients: `θ − τ v`.
 
-    `v = Σ ∇ℓ(z̃) − Σ ∇ℓ(z)`, with `z̃` the corrected samples where the task has true labels, else nothing.
+    `v = Σ ∇ℓ(z̃) − Σ ∇ℓ(z)`, with `z̃` the corrected samples where the task has true labels, else
+    nothing.
     Source: arXiv 2108.11577.
     """
     new = copy.deepcopy(model)

@@ -1,4 +1,7 @@
-"""PGU: forget by gradient steps that cannot move what the retained data's features span. Source: arXiv 2312.04095."""
+"""PGU: forget by gradient steps that cannot move what the retained data's features span.
+
+Source: arXiv 2312.04095.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,17 @@ class PGU:
 
     Attributes:
         gamma: Share of the retained spectrum that is protected.
-        criterion: Share of the squares of singular values ("sigma2"), or of themselves ("sigma", the paper's, which
-            on small networks protects nearly everything).
+        criterion: Share of the squares of singular values ("sigma2"), or of themselves ("sigma",
+            the paper's, which on small networks protects nearly everything).
         epochs: At most.
         lr: First learning rate, falling exponentially to `lr_last`.
         lr_last: Last one.
         batch: Forget samples a step.
         entropy: λ, weight of the entropy.
         floor: ε, added within the logarithm.
-        stop: Stop early: for whole classes when forget samples are recognised no better than by chance, else when the
-            accuracy on `task.validation` exceeds that on forget samples; of the last two epochs the nearer one counts.
+        stop: Stop early: for whole classes when forget samples are recognised no better than by
+            chance, else when the accuracy on `task.validation` exceeds that on forget samples; of
+            the last two epochs the nearer one counts.
     """
 
     gamma: float = 0.9
@@ -51,7 +55,10 @@ class PGU:
 
 @dataclass(frozen=True)
 class Depoison(PGU):
-    """Options of `depoison`: those of `pgu`, with less protected, and `recombine` directions free in the last layer."""
+    """Options of `depoison`.
+
+    Those of `pgu`, with less protected, and `recombine` directions free in the last layer.
+    """
 
     gamma: float = 0.6
     epochs: int = 30
@@ -67,7 +74,10 @@ def forget_loss(out: Tensor, y: Tensor, *, entropy: float = 0.2, floor: float = 
 
 
 def depoison_loss(out: Tensor, y: Tensor, *, entropy: float = 0.2, floor: float = 0.05) -> Tensor:
-    """Doubt the poisoned label, and be sure of one of the others: `… + 0.2 H(q)`, `q` over the other classes."""
+    """Doubt the poisoned label, and be sure of one of the others.
+
+    `… + 0.2 H(q)`, `q` over the other classes.
+    """
     p = out.float().softmax(1)
     others = out.float().scatter(1, y[:, None], -torch.inf).softmax(1)
     spread = -(others * others.clamp(min=1e-12).log()).sum(1)
@@ -77,7 +87,8 @@ def depoison_loss(out: Tensor, y: Tensor, *, entropy: float = 0.2, floor: float 
 def pgu(model: nn.Module, task: Task, options: PGU, run: Run) -> nn.Module:
     """Plain SGD on the forget samples, each step projected off the retained core gradient space.
 
-    With a cache, no retained sample is read: `C_r = C − C_f`. The loss is the one that the paper's text and code mean.
+    With a cache, no retained sample is read: `C_r = C − C_f`. The loss is the one that the paper's
+    text and code mean.
 
     Raises:
         ValueError: If it diverges, or single samples come without unseen ones to stop at.
@@ -99,12 +110,17 @@ def depoison(model: nn.Module, task: Task, options: Depoison, run: Run) -> nn.Mo
 
 
 def incremental(
-    model: nn.Module, tasks: Sequence[Task], cache: Cache, *, seed: int = 0, options: PGU | None = None
+    model: nn.Module,
+    tasks: Sequence[Task],
+    cache: Cache,
+    *,
+    seed: int = 0,
+    options: PGU | None = None,
 ) -> tuple[nn.Module, Cache]:
     """Forget task after task; what is left of the cache is the next one's, and nothing retained is read again.
 
-    The first tasks' edits move features a little, so later caches are those of the original network's features less
-    what was deleted, as in the paper.
+    The first tasks' edits move features a little, so later caches are those of the original
+    network's features less what was deleted, as in the paper.
     """
     for task in tasks:
         left = remaining(model, task, cache)
@@ -196,7 +212,9 @@ def _descend(
     generator = run.generator()
     with evaluating(new):  # batch norm's statistics are the retained data's; they stay
         for epoch in range(options.epochs):
-            rate = options.lr * (options.lr_last / options.lr) ** (epoch / max(1, options.epochs - 1))
+            rate = options.lr * (options.lr_last / options.lr) ** (
+                epoch / max(1, options.epochs - 1)
+            )
             for index in batches(len(task.forget), options.batch, generator):
                 _step(new, task.forget[index], projected, inner, loss, rate)
             if not all(torch.isfinite(p).all() for p in projected.parameters):
@@ -221,7 +239,9 @@ def _step(
     wanted = [*moving, *inner]
     out = model(on(model, part.x[torch.arange(len(part))]))
     gradients = torch.autograd.grad(loss(out, on(model, part.y)), wanted, allow_unused=True)
-    steps = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, wanted, strict=True)]
+    steps = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, wanted, strict=True)
+    ]
     with torch.no_grad():
         for p, g in zip(moving, projected.project(steps[: len(moving)]), strict=True):
             p.sub_(rate * g)

@@ -1,7 +1,7 @@
 """Ascent, fine-tuning and new labels: FT, GA, RL, SalUn, ℓ1-sparse.
 
-The common loop is that of SalUn's code: SGD, learning rate 0.01, momentum 0.9, weight decay 5e-4, 10 epochs of
-batches of 256.
+The common loop is that of SalUn's code: SGD, learning rate 0.01, momentum 0.9, weight decay 5e-4,
+10 epochs of batches of 256.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def random_label(model: nn.Module, task: Task, options: RandomLabel, run: Run) -
 def _relabelled(
     model: nn.Module, task: Task, recipe: Recipe, run: Run, masks: list[Tensor] | None
 ) -> nn.Module:
-    """Random labels; with masks, whatever they leave out is put back after each step, momentum included."""
+    """Random labels; with masks, whatever they leave out is put back after each step.
+
+    Momentum included.
+    """
     new, both = copy.deepcopy(model), task.forget.joined(task.retain)
     generator = run.generator(1)
     count = len(task.forget)
@@ -114,7 +117,10 @@ class SalUn:
 
 
 def salun(model: nn.Module, task: Task, options: SalUn, run: Run) -> nn.Module:
-    """Random labels, moving only the weights most salient for the forget samples. Source: arXiv 2310.12508."""
+    """Random labels, moving only the weights most salient for the forget samples.
+
+    Source: arXiv 2310.12508.
+    """
     masks = saliency(model, task, options.share)
     return _relabelled(model, task, common(options.epochs, options.lr), run, masks)
 

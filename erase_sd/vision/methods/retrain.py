@@ -21,7 +21,10 @@ from erase_sd.vision.train import Loop, Recipe, train
 
 @dataclass(frozen=True)
 class Retrain(Recipe):
-    """Options of `retrain`: the recipe that trained the original, which see, and a file to resume from."""
+    """Options of `retrain`: the recipe that trained the original, which see.
+
+    And a file to resume from.
+    """
 
     epochs: int = 100
     lr: float = 0.1
@@ -79,7 +82,8 @@ class LastLayers:
 def eu_k(model: nn.Module, task: Task, options: LastLayers, run: Run) -> nn.Module:
     """EU-k: the last k layers fresh, and trained on what is retained; the rest frozen. Source: arXiv 2201.06640.
 
-    PGU's paper takes three. Batch norm stays in evaluation mode: training would move the frozen layers' statistics.
+    PGU's paper takes three. Batch norm stays in evaluation mode: training would move the frozen
+    layers' statistics.
 
     Raises:
         ValueError: If there are not so many layers.

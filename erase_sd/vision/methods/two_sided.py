@@ -1,4 +1,7 @@
-"""Two-sided edits of features: what reads the forgotten is taken out, what their second guess looks like is put in."""
+"""Two-sided edits of features.
+
+What reads the forgotten is taken out, what their second guess looks like is put in.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class TwoSided:
     """Options of `two_sided`.
 
     Attributes:
-        layers: Which, see `erase_sd.vision.layers`, edited in the order in which they run; None takes the last two.
+        layers: Which, see `erase_sd.vision.layers`, edited in the order in which they run; None
+            takes the last two.
         samples: At most so many retained samples, and half as many forget samples, are read.
         rows: At most about so many rows of each layer and set, whole samples of them.
         mu: How much a forget row weighs against a retained one.
@@ -37,14 +41,16 @@ class TwoSided:
 def two_sided(model: nn.Module, task: Task, options: TwoSided, run: Run) -> nn.Module:
     """Layer after layer the least squares of two wishes, in closed form.
 
-    A retained row keeps its output, `W' x = W x`. A forget row's output becomes `m`, the mean output at its place in
-    the image over retained samples of its second guess, the class that the model finds likeliest after the forgotten:
-    `W' = W T + μ E[m xᵀ] K⁻¹`, `K = C_r + μ C_f + ε s I`, `T = I − μ C_f K⁻¹`. `T` is the right side, which takes out
-    what reads the forgotten under the protection of the layer's retained moment; the other term is the left side,
-    which writes in its place what the neighbours look like. Features come from the model as edited so far.
+    A retained row keeps its output, `W' x = W x`. A forget row's output becomes `m`, the mean
+    output at its place in the image over retained samples of its second guess, the class that the
+    model finds likeliest after the forgotten: `W' = W T + μ E[m xᵀ] K⁻¹`, `K = C_r + μ C_f + ε s
+    I`, `T = I − μ C_f K⁻¹`. `T` is the right side, which takes out what reads the forgotten under
+    the protection of the layer's retained moment; the other term is the left side, which writes in
+    its place what the neighbours look like. Features come from the model as edited so far.
 
-    An edit of the last layer alone hides a class from the logits and leaves it in the features; this one moves the
-    features themselves, so that a classifier fitted anew finds less to hold on to.
+    An edit of the last layer alone hides a class from the logits and leaves it in the features;
+    this one moves the features themselves, so that a classifier fitted anew finds less to hold on
+    to.
 
     Raises:
         ValueError: If no whole class is forgotten.
@@ -117,7 +123,10 @@ def change(W: Tensor, kept: Rows, gone: Rows, options: TwoSided) -> Tensor:
 
 @torch.no_grad()
 def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[Rows]:
-    """For each group of a layer what it reads on as many samples as give about `limit` rows, at least 100."""
+    """For each group of a layer what it reads on as many samples as give about `limit` rows.
+
+    At least 100.
+    """
     found: list[list[Tensor]] = [[] for _ in range(layer.groups)]
     counts: list[int] = []
 
