@@ -1,4 +1,4 @@
-"""`python -m lab.data_cifar10`: CIFAR-10 and akamaster's public networks into build/data, from their sources.
+"""`python -m lab.data_cifar10`: CIFAR-10 and public networks into build/data.
 
 The archive and the checkpoints are pickles: they are opened by a reader that builds arrays and
 tensors, nothing else. Finer nouns come from the file names in the archive

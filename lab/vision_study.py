@@ -213,7 +213,8 @@ def _cached(head: nn.Module, data: Data) -> str:
     for _ in range(20):
         times.append(1e3 * unlearn(head, task, cache=kept).seconds)
     return (
-        "The default's edit, from the forget samples' features and the training set's cached moment: "
+        "The default's edit, from the forget samples' features and the training set's "
+        "cached moment: "
         f"{np.median(times):.1f} ms (median of 20)."
     )
 
@@ -241,7 +242,7 @@ def _siblings(study: Study, head: nn.Module, data: Data) -> str:
         rows.append([name, *(f"{100 * right[fine == n].mean():.2f}" for n in names)])
         rows[-1].append(f"{100 * right[~np.isin(fine, names)].mean():.2f}")
     study.numbers["siblings"] = rows
-    told = f"### CIFAR-10, ResNet-20, siblings of {gone}\n\nAccuracy on training samples of each noun.\n\n"
+    told = f"### CIFAR-10, ResNet-20, siblings of {gone}\n\nAccuracy on each noun, %.\n\n"
     return told + table(["method", *names, "all others"], rows) + "\n"
 
 
@@ -253,7 +254,7 @@ def frontier(study: Study) -> str:
     if not study.retrain:
         return (
             told
-            + "\nRetrain was not trained in this run (`--no-retrain`): two CPU cores need some four hours for it."
+            + "\nRetrain was not trained in this run (`--no-retrain`): it needs hours of two CPU cores."
         )
     recipe = Recipe(**{k: v for k, v in preset_of("retrain", "cifar10").items()})
 
@@ -303,7 +304,8 @@ def pgu(study: Study) -> str:
     study.numbers["figures"] = rows
     told = f"{study.shadows} + {study.shadows} shadow models, {world.recipe.epochs} epochs each."
     parts.append(
-        f"### PGU's figures\n\n{told}\n\n{markdown(rows)}\n\n![entropy, attack, confusion](vision-pgu.png)\n"
+        f"### PGU's figures\n\n{told}\n\n{markdown(rows)}\n\n![entropy, attack, "
+        f"confusion](vision-pgu.png)\n"
     )
     return "\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""The papers' tables for classifiers: run resumably, averaged over classes and seeds, as Markdown, JSON and a plot.
+"""The papers' tables for classifiers: resumable, averaged over classes and seeds.
 
 `python -m lab.vision_tables class-wise --model mlp --train --data digits --out build/tables`
 """
@@ -242,7 +242,7 @@ def plot(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
 
 def headed(model: nn.Module, data: Data) -> tuple[nn.Module, Data, float]:
-    """The last layer alone, with what it reads as data: for methods that edit nothing else, the same numbers sooner.
+    """The last layer alone, with what it reads as data: the same numbers sooner.
 
     Returns:
         The layer, the data, and the seconds that one sample's features took.
@@ -322,7 +322,8 @@ def main(argv: list[str] | None = None) -> int:
     setting = Setting(data, original, preset, not args.no_retrain, name, identity, outside)
     methods = args.method or [m for m in METHODS if m not in ("retrain", "depoison")]
     rows = run(args.name, setting, args.work, methods=methods, classes=classes, seeds=args.seeds)
-    text = f"# {args.name}: {TABLES[args.name]}\n\n{name}, {len(classes)} classes, {args.seeds} seeds.\n\n"
+    text = f"# {args.name}: {TABLES[args.name]}\n\n"
+    text += f"{name}, {len(classes)} classes, {args.seeds} seeds.\n\n"
     path = write_page(
         args.out, args.name, text + markdown(rows) + "\n", data=rows, picture=plot(rows, args.name)
     )

@@ -74,7 +74,8 @@ def _arguments(argv: list[str]) -> Namespace:
     p.add_argument(
         "--model",
         required=True,
-        help="ARCHITECTURE:FILE.safetensors, emoji-clip, clip:FOLDER, a transformers folder, a Hub id",
+        help="ARCHITECTURE:FILE.safetensors, emoji-clip, clip:FOLDER, a transformers "
+        "folder, a Hub id",
     )
     p.add_argument(
         "--train", action="store_true", help="train a fresh network of that architecture first"
@@ -112,7 +113,8 @@ def _arguments(argv: list[str]) -> Namespace:
         "--cache",
         type=Path,
         metavar="FILE",
-        help="moments of the training data, made if absent; it holds no sample, and with it no retained "
+        help="moments of the training data, made if absent; it holds no sample, and with "
+        "it no retained "
         "sample is read",
     )
     p.add_argument(
@@ -240,7 +242,8 @@ def _unlearn(argv: list[str]) -> int:
 
     data = _data(args)
     task = make_task(data, args.forget, seed=args.seed)
-    told = f"{task.name}: {len(task.forget)} samples to forget, {len(task.retain)} to keep, {len(task.test)} to test"
+    counts = [len(part) for part in (task.forget, task.retain, task.test)]
+    told = "{}: {} samples to forget, {} to keep, {} to test".format(task.name, *counts)
     if args.dry_run:
         print(told)
         return 0

@@ -1,4 +1,4 @@
-"""Unlearning in classifiers, vision transformers and CLIP, on the same moments and edits as concept erasure.
+"""Unlearning in classifiers, vision transformers and CLIP, on the edits of concept erasure.
 
 from erase_sd.vision import load_data, load_model, make_task, measure, unlearn
 data = load_data("digits")

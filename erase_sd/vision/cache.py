@@ -107,7 +107,8 @@ class Cache:
             raise ValueError(f"{path} is not a cache of a training set's moments")
         if told.get("model") != fingerprint(model):
             raise ValueError(
-                f"{path} belongs to another model; make one for this model from its training data, or take the reduced "
+                f"{path} belongs to another model; make one for this model from its "
+                f"training data, or take the reduced "
                 "one that was written beside it"
             )
         found: Moments = {}

@@ -171,7 +171,8 @@ def load_data(where: str, *, size: int | None = None, statistics: Statistics | N
     if where in HUB:
         return _hub(where, form)
     raise ValueError(
-        f"no data {where!r}: digits, emoji, an .npz, a .parquet, an image folder, or {', '.join(HUB)}"
+        f"no data {where!r}: digits, emoji, an .npz, a .parquet, an image folder, or "
+        f"{', '.join(HUB)}"
     )
 
 
@@ -199,7 +200,8 @@ def _npz(path: Path, form: Form) -> Data:
             missing = [k for k in keys if k not in file]
             if missing:
                 raise ValueError(
-                    f"{path} lacks {missing[0]}; expected {', '.join(keys)}, and classes if they have names"
+                    f"{path} lacks {missing[0]}; expected {', '.join(keys)}, and classes if "
+                    f"they have names"
                 )
             held = {k: file[k] for k in file.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -277,7 +279,8 @@ def _hub(name: str, form: Form) -> Data:
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"{name} comes from the Hub: pip install 'erase-sd[hub]', or give a local .npz or folder"
+            f"{name} comes from the Hub: pip install 'erase-sd[hub]', or give a local .npz "
+            f"or folder"
         ) from error
     try:
         loaded = datasets.load_dataset(about["id"], about.get("config"))

@@ -23,7 +23,7 @@ KEYS = ("UA", "RA", "TA", "MIA")
 
 
 def membership(inside: np.ndarray, outside: np.ndarray, forget: np.ndarray) -> float:
-    """MIA: per cent of forget samples that an attack takes for non-members; NaN without non-members.
+    """MIA: per cent of forget samples that an attack takes for non-members; NaN without any.
 
     An SVC (C = 3, rbf, gamma "auto") on one feature, the probability of the true label.
 
@@ -97,7 +97,7 @@ def penultimate(model: nn.Module, x: Tensor | Pictures) -> Tensor:
 
 
 def relearn(model: nn.Module, task: Task, *, shots: int = 1, draw: int = 0) -> float:
-    """Test recall in per cent of the forgotten class after a linear classifier is fitted anew with few forget samples.
+    """Test recall in per cent of the forgotten class after a linear classifier is fitted anew.
 
     UA and its kin cannot tell "unlearned" from "hidden": this can. The classifier sees what the
     last layer reads of up to 2,000 retained samples and of `shots` samples of each forgotten class,
@@ -190,7 +190,7 @@ def roc(scores: np.ndarray, members: np.ndarray) -> Roc:
 
 
 class ShadowAttack:
-    """PGU's membership attack: trees on [softmax, one-hot label] of shadow models' answers on the forget samples.
+    """PGU's membership attack: trees on [softmax, one-hot label] of shadow models' answers.
 
     Class 1 are answers of models trained on everything, class 0 of models retrained without the
     samples. Of the models of each kind four fifths train the trees, a tenth picks among them by F1,
@@ -242,7 +242,7 @@ class ShadowAttack:
         return x, np.r_[np.ones(len(seen) * count), np.zeros(len(unseen) * count)]
 
     def roc(self, models: Sequence[nn.Module]) -> Roc:
-        """How well the attack tells these models' answers from those of held-out retrained models."""
+        """How well the attack tells these models' answers from those of retrained models."""
         x, y = self._set(models, self.held_unseen)
         return roc(self.trees.predict_proba(x)[:, 1], y)
 

@@ -101,7 +101,7 @@ def trained(
     device: str = "cpu",
     loop: Loop | None = None,
 ) -> nn.Module:
-    """A fresh network of an architecture, trained on all of the data: the original that is to forget.
+    """A fresh network of an architecture, trained on all of the data.
 
     Args:
         name: Of the architecture.
@@ -150,7 +150,7 @@ def load_model(where: str, classes: Sequence[str] | int, channels: int = 3) -> n
 
 
 def whole(kind: Any, where: str) -> Any:
-    """A transformers model from a folder or the Hub, in safetensors and without remote code, all of it.
+    """A transformers model from a folder or the Hub, all of it, in safetensors, no remote code.
 
     Args:
         kind: An auto class or a model class.
@@ -185,7 +185,8 @@ def _classifier(where: str, count: int) -> Logits:
         hint = f"; for zero-shot CLIP give clip:{where}" if _is_clip(where) else ""
         known = ", ".join(ARCHITECTURES)
         raise ValueError(
-            f"no model {where!r}: an architecture ({known}) with :FILE.safetensors, or a transformers folder or Hub id"
+            f"no model {where!r}: an architecture ({known}) with :FILE.safetensors, or a "
+            f"transformers folder or Hub id"
             f" of an image classifier{hint} ({error})"
         ) from error
     if network.config.num_labels != count:
@@ -240,7 +241,7 @@ def expected(where: str) -> tuple[Statistics | None, int | None]:
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Load a safetensors file into a model; `module.` before names, as DataParallel writes, is ignored.
+    """Load a safetensors file into a model; `module.` before names is ignored.
 
     Raises:
         ValueError: If the file is unreadable or does not fit.

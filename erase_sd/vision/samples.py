@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Images kept as they came (arrays of uint8, files, encoded bytes) and normalised batch by batch.
+    """Images kept as they came (uint8, files, encoded bytes) and normalised batch by batch.
 
     Ten thousand images of 224 x 224 are 1.5 GB of uint8, or the names of files, instead of 6 GB of
     float32.
@@ -114,7 +114,8 @@ class Samples:
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise ValueError(
-                f"expected as many labels as inputs, got {len(self.x)} inputs and {len(self.y)} labels"
+                f"expected as many labels as inputs, got {len(self.x)} inputs and "
+                f"{len(self.y)} labels"
             )
 
     def __len__(self) -> int:

@@ -169,7 +169,8 @@ def train(
             value = loss(model(x), on(model, labels[index]), x)
             if not torch.isfinite(value):
                 raise ValueError(
-                    f"the loss became {float(value.detach())}: lower the learning rate ({recipe.lr})"
+                    f"the loss became {float(value.detach())}: lower the learning rate "
+                    f"({recipe.lr})"
                 )
             optimizer.zero_grad(set_to_none=True)
             value.backward()

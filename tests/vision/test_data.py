@@ -140,7 +140,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("name", HUB)
     def test_the_hub_as_datasets_gives_it(self, name, monkeypatch):
-        """Columns, splits and class names as `datasets.load_dataset` returns them for the real repositories."""
+        """Columns, splits and class names as `datasets` returns them for the real ones."""
         about = HUB[name]
         asked = []
 

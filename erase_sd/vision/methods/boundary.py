@@ -29,7 +29,7 @@ class Expanding:
 
 
 def boundary_expanding(model: nn.Module, task: Task, options: Expanding, run: Run) -> nn.Module:
-    """BE: one more output, freshly initialised, that takes the forget samples, and is cut off afterwards.
+    """BE: one more output, freshly initialised, takes the forget samples and is cut off.
 
     Raises:
         ValueError: If the layer that runs last does not give one output for each class.
@@ -74,7 +74,7 @@ class Shrink:
 
 
 def boundary_shrink(model: nn.Module, task: Task, options: Shrink, run: Run) -> nn.Module:
-    """BS: forget samples take the label of the nearest other class, found by one signed gradient step.
+    """BS: forget samples take the nearest other class, found by one signed gradient step.
 
     `x' = x + 0.1 sign ∇ CE`; inputs are normalised here, so nothing is clamped but to their own
     range.

@@ -104,7 +104,7 @@ class Unlink:
 
 
 def unlink(model: nn.Module, task: Task, options: Unlink, run: Run) -> nn.Module:
-    """`W ← W (I − U Uᵀ)`, `U` the forget features' top right singular vectors; needs the forget samples alone.
+    """`W ← W (I − U Uᵀ)`, `U` the forget features' top right singular vectors.
 
     Source: Unlearn in a Blink, Algorithm 1.
     """
@@ -258,7 +258,7 @@ class Mask:
 
 
 def mask(model: nn.Module, task: Task, options: Mask, run: Run) -> nn.Module:
-    """Set the forgotten classes' logits to minus infinity; it equals retraining in most class-wise metrics.
+    """Set the forgotten classes' logits to minus infinity: most class-wise metrics like it.
 
     Raises:
         ValueError: If no whole class is forgotten.

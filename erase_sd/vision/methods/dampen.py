@@ -71,7 +71,7 @@ class JiT:
 
 
 def jit(model: nn.Module, task: Task, options: JiT, run: Run) -> nn.Module:
-    """Just in time: make the function smooth around forget samples. Source: arXiv 2402.01401; zero-shot.
+    """Just in time: make the function smooth around forget samples. Source: arXiv 2402.01401.
 
     Minimises the mean of `‖f(x) − sg f(x + e)‖ / ‖e‖` over Gaussian draws `e`.
     """

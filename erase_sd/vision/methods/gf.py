@@ -39,7 +39,7 @@ class GF:
 
 
 def gf(model: nn.Module, task: Task, options: GF, run: Run) -> nn.Module:
-    """Importance-weighted projections of every layer, the best pair of a grid on held-out training samples.
+    """Importance-weighted projections of every layer, the best of a grid on held-out samples.
 
     Each grid point starts from the unmodified model; the score is `acc_retain (1 − acc_forget)` on
     samples that gave no feature (the reference code scores on test samples, a leak).

@@ -95,7 +95,7 @@ class NTK:
 
 
 def ntk(model: nn.Module, task: Task, options: NTK, run: Run) -> nn.Module:
-    """Linearised forgetting: what the tangent model's weights would change if the forget samples had not been there.
+    """Linearised forgetting: the tangent model without the forget samples.
 
     `Δ = w(D_r) − w(D)`, both ridge regressions of the one-hot residuals onto the Jacobian at the
     current weights, in dual form by conjugate gradients: the Jacobian is only ever multiplied,
@@ -237,7 +237,7 @@ class SecondOrder:
 
 
 def second_order(model: nn.Module, task: Task, options: SecondOrder, run: Run) -> nn.Module:
-    """The same through the inverse Hessian of the retained loss, by LiSSA: `h ← v + h − (H + δ) h / s`.
+    """The same through the inverse Hessian, by LiSSA: `h ← v + h − (H + δ) h / s`.
 
     Source: arXiv 2108.11577; LiSSA arXiv 1602.03943.
 

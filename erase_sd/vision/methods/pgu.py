@@ -117,7 +117,7 @@ def incremental(
     seed: int = 0,
     options: PGU | None = None,
 ) -> tuple[nn.Module, Cache]:
-    """Forget task after task; what is left of the cache is the next one's, and nothing retained is read again.
+    """Forget task after task; what is left of the cache is the next one's.
 
     The first tasks' edits move features a little, so later caches are those of the original
     network's features less what was deleted, as in the paper.

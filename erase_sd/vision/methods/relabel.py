@@ -96,7 +96,7 @@ def _relabelled(
 
 
 def saliency(model: nn.Module, task: Task, share: float) -> list[Tensor]:
-    """SalUn's masks: the share of all weights with the largest gradient magnitude over the forget samples."""
+    """SalUn's masks: the weights with the largest gradients over the forget samples."""
     if not 0 < share <= 1:
         raise ValueError(f"expected a share in (0, 1], got {share}")
     size = [g.abs() for g in gradient(model, task.forget)]

@@ -80,7 +80,7 @@ class LastLayers:
 
 
 def eu_k(model: nn.Module, task: Task, options: LastLayers, run: Run) -> nn.Module:
-    """EU-k: the last k layers fresh, and trained on what is retained; the rest frozen. Source: arXiv 2201.06640.
+    """EU-k (arXiv 2201.06640): the last k layers fresh and trained; the rest frozen.
 
     PGU's paper takes three. Batch norm stays in evaluation mode: training would move the frozen
     layers' statistics.
