@@ -22,7 +22,7 @@ from erase_sd.vision.metrics import ShadowAttack, confusion, log_entropy, withou
 from erase_sd.vision.train import accuracy, logits, train
 from lab.page import write_page
 from lab.vision_presets import preset_of
-from lab.vision_tables import average, markdown
+from lab.vision_report import average, markdown
 
 RECIPE = Recipe(epochs=40)  # of original, retrained, poisoned and shadow networks alike
 
@@ -105,7 +105,7 @@ def in_steps(world: World, each: int, steps: int, seeds: int) -> list[dict[str, 
         order = torch.randperm(len(world.whole), generator=torch.Generator().manual_seed(seed))
         labels = world.whole.y[order]
         ranks = torch.stack(
-            [torch.cumsum(labels == c, 0) * (labels == c) for c in labels.unique()]
+            [torch.cumsum(labels == c, 0) * (labels == c) for c in torch.unique(labels)]
         ).sum(0)
         gone = torch.zeros(len(labels), dtype=torch.bool)
         for step in range(steps):

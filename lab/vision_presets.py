@@ -73,7 +73,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ssd": {"alpha": (2.0, 5.0, 10.0, 20.0, 50.0), "dampening": (0.1, 1.0)},
     "jit": {"lr": (1e-3, 3e-3, 1e-2), "epochs": (1, 3, 5)},
     "scrub": {"lr": (5e-4, 5e-3, 2e-2, 5e-2, 0.1), "epochs": (3, 6)},
-    "ntk": {"ridge": (1e-4, 1e-2, 1.0)},
+    "ntk": {"ridge": (0.1, 1.0, 10.0, 100.0)},
     "first-order": {"tau": (3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)},
     "second-order": {"tau": (10.0, 100.0, 1000.0, 1e4)},
     "eu-k": {"k": (1, 2, 3), "epochs": (10, 20), "lr": (0.01, 0.05)},

@@ -1,387 +1,87 @@
-"""`python -m lab.vision_study`.
-
-The papers' tables on digits, CIFAR-10 and emoji-clip; writes docs/measured/vision.md.
-"""
+"""`python -m lab.vision_study`: the papers' tables for classifiers, as docs/measured/vision.md."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from erase_sd.vision import METHODS, Cache, Data, Recipe, load_data, load_model, make_task, unlearn
-from erase_sd.vision.embedded import scenes
-from erase_sd.vision.models import trained
-from erase_sd.vision.samples import Samples
-from erase_sd.vision.train import Loop
-from lab.page import MEASURED, fill, table, write_page
-from lab.vision_cases import Setting
-from lab.vision_pgu import World, figures, tables
-from lab.vision_presets import PRESETS, TUNED_ON, preset_of
-from lab.vision_tables import headed, markdown, plot, run
+from lab.page import MEASURED, fill, write_page
+from lab.vision_presets import PRESETS, TUNED_ON
+from lab.vision_sections import SECTIONS, Study
 
 COMMAND = "python -m lab.vision_study"
-LAST = ("rayleigh", "unlink", "affine", "mask")  # methods that touch the last layer alone
-# Published numbers, of the papers' own networks and data: not ours, and not comparable but in kind.
-PUBLISHED: dict[str, dict[str, Sequence[str]]] = json.loads(
-    (Path(__file__).parent / "pages" / "vision_published.json").read_text(encoding="utf-8")
-)
 
 
-@dataclass
-class Study:
-    """Where it is made, how much of it, and what came out so far.
+def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, str]:
+    """What is asked for, and the command that asks for it."""
+    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    p.add_argument("--work", type=Path, default=Path("build/vision"))
+    p.add_argument("--out", type=Path, default=MEASURED)
+    p.add_argument("--data", type=Path, default=Path("build/data"), help="of `make data-cifar10`")
+    shown = [
+        p.add_argument("--networks", default="mlp,cnn", help="of digits"),
+        p.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="of digits"),
+        p.add_argument("--seeds", type=int, default=3, help="of digits"),
+        p.add_argument("--images", type=int, default=20_000, help="of CIFAR-10 to train on"),
+        p.add_argument("--cifar-classes", default="0,3,8", help="in the tables that take some"),
+        p.add_argument("--deep-images", type=int, default=20_000, help="where all of it runs"),
+        p.add_argument("--deep-classes", default="0,3,8", help="likewise"),
+        p.add_argument("--no-retrain", action="store_true", help="train no ResNet-20 here"),
+        p.add_argument("--shadows", type=int, default=50, help="models of each kind"),
+        p.add_argument("--skip", action="append", default=[], choices=SECTIONS, help="a part"),
+    ]
+    args = p.parse_args(argv)
+    words = [COMMAND]
+    for option in shown:
+        value = getattr(args, option.dest)
+        if value == option.default:
+            continue
+        name = option.option_strings[0]
+        for one in value if isinstance(value, list) else [value]:
+            words += [name] if one is True else [name, str(one)]
+    return args, " ".join(words)
 
-    Attributes:
-        work: Journals and resumable trainings.
-        data: Folder of CIFAR-10 and its networks, as `make data-cifar10` builds it.
-        classes: Of digits.
-        seeds: Of digits.
-        cifar: Classes of CIFAR-10, in the tables that take some.
-        images: Training images of CIFAR-10, and half as many test images.
-        retrain: Whether a ResNet-20 and its Retrain are trained here.
-        shadows: Networks of each kind for PGU's attack.
+
+def numbers(text: str) -> list[int]:
+    """`0,3,8` as numbers.
+
+    >>> numbers("0,3")
+    [0, 3]
     """
-
-    work: Path
-    data: Path
-    classes: list[int]
-    seeds: int
-    cifar: list[int]
-    shadows: int
-    images: int
-    retrain: bool
-
-    def __post_init__(self) -> None:
-        self.numbers: dict[str, Any] = {}
-        self.pictures: dict[str, bytes] = {}
-
-    def table(
-        self, title: str, name: str, setting: Setting, *, published: str = "", **more: Any
-    ) -> str:
-        """One table, run or read from its journal."""
-        known = {"methods": [], "classes": list(range(10)), "seeds": 1}
-        rows = run(name, setting, self.work, **(known | more))
-        self.numbers[title] = rows
-        beside = {f"*published: {n}*": v for n, v in PUBLISHED.get(published, {}).items()}
-        return f"### {title}\n\n{markdown(rows, beside)}\n"
-
-
-def digits(study: Study) -> str:
-    """Every method on digits, and the tables of one or two methods."""
-    data = load_data("digits")
-    parts = []
-    everything = [m for m in METHODS if m not in ("retrain", "unlink-below", "depoison")]
-    for name in ("mlp", "cnn"):
-        original = cache(lambda seed, name=name: trained(name, data, seed=seed))
-        setting = Setting(data, original, f"digits {name}", True, f"{name} digits")
-        some = (
-            study.classes if name == "mlp" else [c for c in study.classes if c not in TUNED_ON][:3]
-        )
-        title = f"Digits, {name}, one class after another"
-        told = study.table(
-            title, "class-wise", setting, methods=everything, classes=some, seeds=study.seeds
-        )
-        study.pictures[f"vision-{name}"] = plot(study.numbers[title], f"digits, {name}")
-        parts += [told, f"![forgotten and kept](vision-{name}.png)\n"]
-        if name == "mlp":
-            few = {"classes": some[:3], "seeds": 1}
-            brief = ("unlink", "rayleigh", "gf", "pgu", "ssd", "unlink-below", "ntk", "ft", "rl")
-            parts.append(
-                study.table(
-                    "Digits, mlp, a tenth of the samples",
-                    "random",
-                    setting,
-                    methods=brief,
-                    seeds=3,
-                    classes=few["classes"],
-                    published="random",
-                )
-            )
-            parts.append(
-                study.table("Digits, mlp, layers", "layers", setting, published="layers", **few)
-            )
-            parts.append(study.table("Digits, mlp, GF's α", "alphas", setting, **few))
-    return "\n".join(parts)
-
-
-def cifar(study: Study) -> str:
-    """The public ResNet-20: edits of the last layer on all classes."""
-    data, model = _public(study)
-    head, features, each = headed(model, data)
-    setting = Setting(
-        features, lambda seed: head, "cifar10", False, "resnet20 last layer", passes=each
-    )
-    ten, some = list(range(10)), {"classes": study.cifar}
-    parts = [
-        study.table(
-            "CIFAR-10, ResNet-20, one class after another",
-            "class-wise",
-            setting,
-            methods=LAST,
-            classes=ten,
-            published="class-wise",
-        )
-    ]
-    setting = replace(setting, probe=False)
-    parts.append(
-        study.table(
-            "CIFAR-10, ResNet-20, directions, and Eq. 15 as printed", "ranks", setting, **some
-        )
-    )
-    parts.append(
-        study.table("CIFAR-10, ResNet-20, few samples", "shots", setting, published="shots", **some)
-    )
-    parts.append(
-        study.table(
-            "CIFAR-10, ResNet-20, several classes",
-            "multi-class",
-            setting,
-            methods=LAST[:3],
-            published="multi-class",
-            **some,
-        )
-    )
-    parts.append(
-        study.table(
-            "CIFAR-10, ResNet-20, external samples",
-            "external",
-            setting,
-            published="external",
-            **some,
-        )
-    )
-    parts.append(
-        study.table(
-            "CIFAR-10, ResNet-20, finer nouns",
-            "subclass",
-            setting,
-            methods=LAST[:2],
-            published="subclass",
-            **some,
-        )
-    )
-    parts.append(_siblings(study, head, features))
-    parts.append(_cached(head, features))
-    return "\n".join(parts)
-
-
-def _public(study: Study) -> tuple[Data, nn.Module]:
-    whole = load_data(str(study.data / "cifar10.npz"))
-    data = whole
-    if study.images < len(whole.train_y):
-        data = _some(whole, study.images)
-    weights = study.data / "cifar10_resnet20.safetensors"
-    return data, load_model(f"resnet20:{weights}", data.classes).eval()
-
-
-def _some(data: Data, count: int) -> Data:
-    """A random part of the training samples, and half as many test samples."""
-    generator = torch.Generator().manual_seed(0)
-    few, test = (
-        torch.randperm(len(y), generator=generator)[:n].sort().values
-        for y, n in ((data.train_y, count), (data.test_y, count // 2))
-    )
-    fine = []
-    for names, index in ((data.train_fine, few), (data.test_fine, test)):
-        fine.append(tuple(names[i] for i in index.tolist()) if names else None)
-    return Data(
-        data.name,
-        data.train_x[few],
-        data.train_y[few],
-        data.test_x[test],
-        data.test_y[test],
-        data.classes,
-        *fine,
-    )
-
-
-def _cached(head: nn.Module, data: Data) -> str:
-    """Time of the default's edit, given features and the moment of the training set."""
-    task = make_task(data, "class:3")
-    kept = Cache.of(head, Samples(data.train_x, data.train_y))
-    times = []
-    for _ in range(20):
-        times.append(1e3 * unlearn(head, task, cache=kept).seconds)
-    return (
-        "The default's edit, from the forget samples' features and the training set's "
-        "cached moment: "
-        f"{np.median(times):.1f} ms (median of 20)."
-    )
-
-
-def _siblings(study: Study, head: nn.Module, data: Data) -> str:
-    """Unlink's Table 3: accuracy of each of a class's finer nouns while one of them goes."""
-    assert data.train_fine is not None
-    fine = np.array(data.train_fine)
-    labels = data.train_y.numpy()
-    names = [n for n in np.unique(fine[labels == 5]) if (fine == n).sum() >= 50][:6]
-    gone = names[0]
-    task = make_task(data, f"subclass:{gone}")
-    near = torch.tensor([f in names[1:] for f in data.train_fine])[torch.tensor(fine != gone)]
-    sibling = replace(task, retain=task.retain[near])
-    rows = []
-    cases: list[tuple[str, str, Any]] = [
-        ("unlink", "unlink", task),
-        ("rayleigh", "rayleigh", task),
-        ("rayleigh, only siblings kept", "rayleigh", sibling),
-    ]
-    models = [("original", head)] + [(n, unlearn(head, t, m).model) for n, m, t in cases]
-    for name, model in models:
-        with torch.no_grad():
-            right = model(data.train_x[torch.arange(len(fine))]).argmax(1).numpy() == labels
-        rows.append([name, *(f"{100 * right[fine == n].mean():.2f}" for n in names)])
-        rows[-1].append(f"{100 * right[~np.isin(fine, names)].mean():.2f}")
-    study.numbers["siblings"] = rows
-    told = f"### CIFAR-10, ResNet-20, siblings of {gone}\n\nAccuracy on each noun, %.\n\n"
-    return told + table(["method", *names, "all others"], rows) + "\n"
-
-
-def frontier(study: Study) -> str:
-    """A ResNet-20 trained here and Retrain by the same recipe: what relearning brings back."""
-    data, public = _public(study)
-    shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
-    told = study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=study.cifar)
-    if not study.retrain:
-        return (
-            told
-            + "\nRetrain was not trained in this run (`--no-retrain`): it needs hours of two CPU cores."
-        )
-    recipe = Recipe(**{k: v for k, v in preset_of("retrain", "cifar10").items()})
-
-    @cache
-    def original(seed: int) -> nn.Module:
-        path = study.work / "resnet20-original.state"
-        return trained("resnet20", data, recipe, seed=seed, loop=Loop(resume=path, desc="original"))
-
-    parts = [told]
-    told = f"{recipe.epochs} epochs"
-    own = Setting(data, original, "cifar10", True, "resnet20 cifar10", told)
-    parts.append(
-        study.table(
-            f"CIFAR-10, ResNet-20 trained here for {told}, and Retrain by the same recipe",
-            "frontier",
-            own,
-            classes=study.cifar,
-        )
-    )
-    return "\n".join(parts)
-
-
-def clip(study: Study) -> str:
-    """The embedded CLIP, zero-shot."""
-    data = scenes(16, 8)
-    model = load_model("emoji-clip", data.classes)
-    setting = Setting(data, lambda seed: model, "emoji", False, "emoji-clip", "16, 8")
-    return study.table(
-        "emoji-clip, zero-shot", "clip", setting, classes=[0, 28, 56], published="clip"
-    )
-
-
-def pgu(study: Study) -> str:
-    """PGU's tables and figures."""
-    world = World(load_data("digits"), "mlp")
-    parts = []
-    for title, make in tables(world, min(3, study.seeds)).items():
-        path = study.work / f"pgu-{title.split(':')[0].replace(' ', '-')}.json"
-        if not path.exists():
-            path.write_text(json.dumps(make()), encoding="utf-8")
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        study.numbers[title] = rows
-        beside = {f"*published: {n}*": v for n, v in PUBLISHED.get(title.split(":")[0], {}).items()}
-        parts.append(f"### PGU's {title}\n\n{markdown(rows, beside)}\n")
-    picture, rows = figures(world, "class:0#14", study.shadows)
-    study.pictures["vision-pgu"] = picture
-    study.numbers["figures"] = rows
-    told = f"{study.shadows} + {study.shadows} shadow models, {world.recipe.epochs} epochs each."
-    parts.append(
-        f"### PGU's figures\n\n{told}\n\n{markdown(rows)}\n\n![entropy, attack, "
-        f"confusion](vision-pgu.png)\n"
-    )
-    return "\n".join(parts)
-
-
-SECTIONS: dict[str, Callable[[Study], str]] = {
-    "cifar": cifar,
-    "digits": digits,
-    "pgu": pgu,
-    "frontier": frontier,
-    "clip": clip,
-}
+    return [int(part) for part in text.split(",")]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run or resume all parts and write the page."""
-    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    p.add_argument("--work", type=Path, default=Path("build/vision"))
-    p.add_argument("--out", type=Path, default=MEASURED)
-    p.add_argument(
-        "--data", type=Path, default=Path("build/data"), help="CIFAR-10, from `make data-cifar10`"
-    )
-    p.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="of digits")
-    p.add_argument("--seeds", type=int, default=3, help="of digits")
-    p.add_argument("--cifar-classes", default="0,3,8", help="in the tables that take some")
-    p.add_argument(
-        "--images",
-        type=int,
-        default=20_000,
-        help="of CIFAR-10 to train on, and half as many to test on",
-    )
-    p.add_argument(
-        "--no-retrain", action="store_true", help="train no ResNet-20 here, hence no Retrain"
-    )
-    p.add_argument("--shadows", type=int, default=50)
-    p.add_argument(
-        "--skip", action="append", default=[], choices=SECTIONS, help="leave a part out; repeatable"
-    )
-    args = p.parse_args(argv)
-    lists = ([int(c) for c in text.split(",")] for text in (args.classes, args.cifar_classes))
+    args, command = arguments(argv)
     study = Study(
-        args.work,
-        args.data,
-        next(lists),
-        args.seeds,
-        next(lists),
-        args.shadows,
-        args.images,
-        not args.no_retrain,
+        work=args.work,
+        data=args.data,
+        classes=numbers(args.classes),
+        seeds=args.seeds,
+        cifar=numbers(args.cifar_classes),
+        shadows=args.shadows,
+        images=args.images,
+        deep=(numbers(args.deep_classes), args.deep_images),
+        networks=args.networks.split(","),
+        retrain=not args.no_retrain,
     )
     args.work.mkdir(parents=True, exist_ok=True)
     parts = {}
     for name, make in SECTIONS.items():
         start = time.perf_counter()
-        parts[name] = (
-            f"Left out of this run (`--skip {name}`)." if name in args.skip else make(study)
-        )
+        left_out = f"Left out of this run (`--skip {name}`)."
+        parts[name] = left_out if name in args.skip else make(study)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    flags = [
-        f"--{k.replace('_', '-')} {v}"
-        for k, v in vars(args).items()
-        if k in ("classes", "seeds", "cifar_classes", "shadows", "images") and v != p.get_default(k)
-    ]
-    flags += ["--no-retrain"] * args.no_retrain + [f"--skip {s}" for s in args.skip]
-    presets = "\n".join(
-        f"- {m} on {d}: {', '.join(f'{k} = {v}' for k, v in o.items())}"
-        for (m, d), o in PRESETS.items()
-    )
-    text = fill(
-        "vision",
-        " ".join([COMMAND, *flags]),
-        presets=presets,
-        tuned=TUNED_ON,
-        images=f"{study.images:,}",
-        tests=f"{min(10_000, study.images // 2):,}",
-        **parts,
-    )
+    presets = []
+    for (method, data), options in PRESETS.items():
+        told = ", ".join(f"{k} = {v}" for k, v in options.items())
+        presets.append(f"- {method} on {data}: {told}")
+    counts = {"images": study.images, "tests": min(10_000, study.images // 2)}
+    counts |= {"deep_images": args.deep_images, "deep_tests": min(10_000, args.deep_images // 2)}
+    shown = {k: f"{v:,}" for k, v in counts.items()}
+    text = fill("vision", command, presets="\n".join(presets), tuned=TUNED_ON, **shown, **parts)
     path = write_page(args.out, "vision", text, data=study.numbers)
     for name, picture in study.pictures.items():
         (args.out / f"{name}.png").write_bytes(picture)

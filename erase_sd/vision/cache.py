@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from erase_sd.files import atomic_path, tensor_hash
 from erase_sd.moments import SecondMoment
-from erase_sd.vision.layers import Moments, collect, layers
+from erase_sd.vision.features import Moments, collect
+from erase_sd.vision.layers import layers
 from erase_sd.vision.samples import Samples
 
 KIND = "erase-sd vision cache"

@@ -198,7 +198,8 @@ def _is_clip(where: str) -> bool:
     config = Path(where) / "config.json"
     if not config.is_file():
         return False
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clip"
+    told: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    return bool(told.get("model_type") == "clip")
 
 
 def _clip(where: str, names: Sequence[str]) -> ZeroShot:

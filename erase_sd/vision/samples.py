@@ -46,10 +46,9 @@ class Pictures:
     def take(self, index: Tensor) -> Pictures:
         """Those images, still undecoded."""
         picked = _numbers(index, len(self))
-        array = isinstance(self.sources, np.ndarray)
-        return replace(
-            self, sources=self.sources[picked] if array else [self.sources[i] for i in picked]
-        )
+        if isinstance(self.sources, np.ndarray):
+            return replace(self, sources=self.sources[picked])
+        return replace(self, sources=[self.sources[i] for i in picked])
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All of them, `size` at a time."""

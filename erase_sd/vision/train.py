@@ -74,9 +74,9 @@ class Recipe:
             return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
         if self.schedule == "steps":
             passed = sum(progress >= m for m in self.milestones)
-            return self.lr / 10**passed
+            return float(self.lr / 10**passed)
         if self.schedule == "exponential":
-            return self.lr * (self.lr_last / self.lr) ** progress
+            return float(self.lr * (self.lr_last / self.lr) ** progress)
         return self.lr
 
     def optimizer_for(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -173,7 +173,7 @@ def train(
                     f"({recipe.lr})"
                 )
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if loop.after_step is not None:
                 loop.after_step(optimizer)
@@ -285,7 +285,7 @@ def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Te
     moving = moving_parameters(model)
     total = [torch.zeros_like(p) for p in moving]
     with evaluating(model), torch.enable_grad():
-        for index in torch.arange(len(samples)).split(batch):
+        for index in torch.split(torch.arange(len(samples)), batch):
             out = model(on(model, samples.x[index])).float()
             loss = F.cross_entropy(out, on(model, samples.y[index]), reduction="sum")
             for t, g in zip(total, torch.autograd.grad(loss, moving), strict=True):

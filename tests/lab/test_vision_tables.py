@@ -11,8 +11,9 @@ from erase_sd.vision.train import logits, train
 from lab.vision_cases import TABLES, Case, Setting, cases
 from lab.vision_pgu import World, figures, in_steps, poisoned, removal
 from lab.vision_presets import GRIDS, PRESETS, preset_of
-from lab.vision_study import PUBLISHED
-from lab.vision_tables import average, headed, main, markdown, run, shown
+from lab.vision_report import average, markdown
+from lab.vision_sections import PUBLISHED
+from lab.vision_tables import headed, main, run, shown
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from erase_sd.methods.problem import Problem
 from erase_sd.methods.rayleigh import rayleigh as rayleigh_edit
 from erase_sd.moments import SecondMoment
 from erase_sd.vision import Cache, Samples, Task, make_task, measure, unlearn
-from erase_sd.vision.layers import collect, layers
+from erase_sd.vision.features import collect
+from erase_sd.vision.layers import layers
 from erase_sd.vision.train import accuracy, logits
 from tests.vision.helpers import same
 

@@ -11,7 +11,8 @@ from erase_sd.methods.problem import Problem
 from erase_sd.methods.unlink import unlink as unlink_edit
 from erase_sd.moments import SecondMoment
 from erase_sd.vision import unlearn
-from erase_sd.vision.layers import Layer, collect, edited, in_order, layers
+from erase_sd.vision.features import collect
+from erase_sd.vision.layers import Layer, edited, in_order, layers
 from erase_sd.vision.models import Logits
 from erase_sd.vision.train import logits
 from tests.vision.helpers import same

@@ -7,7 +7,8 @@ import torch
 
 from erase_sd.moments import SecondMoment
 from erase_sd.vision import Cache, Recipe, Samples, Task, build, make_task, measure, unlearn
-from erase_sd.vision.layers import collect, layers
+from erase_sd.vision.features import collect
+from erase_sd.vision.layers import layers
 from erase_sd.vision.methods.pgu import Projected, Recombined, incremental, remaining
 from erase_sd.vision.train import accuracy, logits, train
 

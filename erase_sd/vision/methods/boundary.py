@@ -92,7 +92,7 @@ def nearest(model: nn.Module, samples: Samples, bound: float) -> Tensor:
     )
     near = []
     with evaluating(model):
-        for index in torch.arange(len(samples)).split(256):
+        for index in torch.split(torch.arange(len(samples)), 256):
             x = on(model, samples.x[index]).requires_grad_(True)
             loss = F.cross_entropy(model(x).float(), on(model, samples.y[index]))
             (g,) = torch.autograd.grad(loss, x)

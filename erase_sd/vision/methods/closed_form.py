@@ -20,7 +20,8 @@ from erase_sd.methods.rayleigh import rayleigh as rayleigh_edit
 from erase_sd.methods.unlink import unlink as unlink_edit
 from erase_sd.moments import SecondMoment
 from erase_sd.vision.cache import Cache, Run
-from erase_sd.vision.layers import collect, edited, layers
+from erase_sd.vision.features import collect
+from erase_sd.vision.layers import edited, layers
 from erase_sd.vision.samples import Samples
 from erase_sd.vision.task import Task
 

@@ -44,7 +44,7 @@ def ssd(model: nn.Module, task: Task, options: SSD, run: Run) -> nn.Module:
 def importances(model: nn.Module, samples: Samples, *, batch: int = 64) -> list[Tensor]:
     """Mean squared gradient of mini-batches: SSD's diagonal Fisher."""
     total = [torch.zeros_like(p) for p in moving_parameters(model)]
-    parts = torch.arange(len(samples)).split(batch)
+    parts = torch.split(torch.arange(len(samples)), batch)
     for index in parts:
         for t, g in zip(total, gradient(model, samples[index]), strict=True):
             t += g.square() / len(parts)

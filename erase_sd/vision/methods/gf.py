@@ -12,7 +12,8 @@ from erase_sd.edit import LowRankEdit
 from erase_sd.methods.gf import gf as gf_edit
 from erase_sd.methods.problem import Problem
 from erase_sd.vision.cache import Run
-from erase_sd.vision.layers import collect, edited, layers
+from erase_sd.vision.features import collect
+from erase_sd.vision.layers import edited, layers
 from erase_sd.vision.methods.closed_form import solved
 from erase_sd.vision.samples import Samples
 from erase_sd.vision.task import Task

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erase_sd.vision.cache import Cache, Run
-from erase_sd.vision.layers import Layer, collect, evaluating, layers
+from erase_sd.vision.features import collect
+from erase_sd.vision.layers import Layer, evaluating, layers
 from erase_sd.vision.samples import Samples
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import accuracy, batches, on

@@ -106,7 +106,7 @@ def change(W: Tensor, kept: Rows, gone: Rows, options: TwoSided) -> Tensor:
     """
     weight = W.float().cpu()
     target = gone.x @ weight.T
-    for j in gone.y.unique().tolist():
+    for j in torch.unique(gone.y).tolist():
         neighbours = kept.x[kept.y == j]
         if len(neighbours):
             target[gone.y == j] = neighbours.mean(0) @ weight.T
@@ -118,7 +118,8 @@ def change(W: Tensor, kept: Rows, gone: Rows, options: TwoSided) -> Tensor:
         return torch.zeros(weight.shape, dtype=torch.float64)
     K = K + ridge * torch.eye(len(K), dtype=torch.float64)
     wanted = options.mu * (moved.T @ flat).double() / len(flat)
-    return torch.linalg.solve(K, wanted.T).T
+    solved: Tensor = torch.linalg.solve(K, wanted.T)
+    return solved.T
 
 
 @torch.no_grad()
@@ -139,7 +140,7 @@ def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[
     device, dtype = place(model)
     used = 0
     with evaluating(model), watching([layer], see):
-        for index in torch.arange(len(samples)).split(100):
+        for index in torch.split(torch.arange(len(samples)), 100):
             model(samples.x[index].to(device, dtype))
             used += len(index)
             if counts[-1] >= limit:
