@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     made = images(fetched(*ARCHIVE, raw))
     with atomic_path(args.out / "cifar10.npz", force=True) as draft:
         with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **made)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **made)
     for name, url in NETWORKS.items():
         path = fetched(url, url.rpartition("-")[2].removesuffix(".th"), raw)
         state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]

@@ -46,7 +46,9 @@ def test_every_table_has_runs_that_its_methods_take(digits, table):
     rows: dict[str, set[str]] = {}
     for c in found:
         options_of(c.method, dict(c.options))
-        told = json.dumps([c.method, dict(c.options), c.shots, c.external, bool(c.siblings)])
+        told = json.dumps(
+            [c.method, dict(c.options), c.shots, c.external, bool(c.siblings), c.forget.count(",")]
+        )
         rows.setdefault(c.row, set()).add(told)
     assert all(len(kinds) == 1 for kinds in rows.values()) and len(
         {k for v in rows.values() for k in v}
