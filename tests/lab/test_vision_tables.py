@@ -248,7 +248,7 @@ class TestPguSetUps:
         half = {row: numbers["50% flipped"] for row, numbers in rows.items()}
         assert (
             half["poisoned"] < half["PGU"] - 10
-            and half["clean"] > 80
+            and half["clean"] > 60
             and half["first-order"] < half["PGU"]
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,18 +147,16 @@ def _searched(
         raise ValueError(
             "to find its scale NTK needs unseen samples (task.validation), or an option scale"
         )
-    best, found = -1.0, grid[0]
+    best, found = -math.inf, grid[0]
     for scale in grid:
         new = moved(model, step, scale)
         if not all(torch.isfinite(p).all() for p in new.parameters()):
             break
         known = accuracy(new, forget)
-        if not task.classes and held is not None:
-            found = scale
-            if known <= accuracy(new, held):
-                break
-            continue
-        score = accuracy(new, retain) * (100 - known)
+        if task.classes or held is None:
+            score = accuracy(new, retain) * (100 - known)
+        else:
+            score = -abs(known - accuracy(new, held))
         if score > best:
             best, found = score, scale
     return found
