@@ -152,7 +152,7 @@ def load_data(where: str, *, size: int | None = None, statistics: Statistics | N
         ValueError: If it cannot be had, naming what was expected.
 
     >>> tuple(load_data("digits").train_x.shape)
-    (1433, 1, 8, 8)
+    (1442, 1, 8, 8)
     """
     if where == "digits":
         return _digits()

@@ -108,9 +108,8 @@ def ntk(model: nn.Module, task: Task, options: NTK, run: Run) -> nn.Module:
     never stored. At weights that fit their training set the residuals are next to nothing, and so
     is Δ: its direction counts, its length does not. The source linearises at the weights before
     training, which are not kept, and corrects the length too (its trapezium rule). Here a line
-    search over quarter decades does, which scores `acc_retain (1 − acc_forget)` on the samples used;
-    for single samples it takes the first scale at which the forgotten are no better known than
-    unseen ones.
+    search in quarter decades does: it scores `acc_retain (1 − acc_forget)` on the samples used,
+    and for single samples how near the forgotten come to be known as unseen ones are.
 
     Source: arXiv 2003.02960, Eq. 8-10.
     """
