@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from lab.page import MEASURED, fill, write_page
+from lab.vision_parts import Study
 from lab.vision_presets import PRESETS, TUNED_ON
-from lab.vision_sections import SECTIONS, Study
+from lab.vision_sections import SECTIONS
 
 COMMAND = "python -m lab.vision_study"
 

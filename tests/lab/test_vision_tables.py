@@ -9,10 +9,10 @@ from torch import nn
 from erase_sd.vision import Data, Recipe, Samples, build, load_data, make_task, unlearn
 from erase_sd.vision.train import logits, train
 from lab.vision_cases import TABLES, Case, Setting, cases
+from lab.vision_parts import PUBLISHED
 from lab.vision_pgu import World, figures, in_steps, poisoned, removal
 from lab.vision_presets import GRIDS, PRESETS, preset_of
 from lab.vision_report import average, markdown
-from lab.vision_sections import PUBLISHED
 from lab.vision_tables import headed, main, run, shown
 
 

@@ -1,0 +1,62 @@
+"""What the parts of docs/measured/vision.md share: where they are made, and their tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.vision_cases import Setting
+from lab.vision_report import markdown
+from lab.vision_tables import run
+
+LAST = ("rayleigh", "unlink", "affine", "mask")  # methods that touch the last layer alone
+# Published numbers, of the papers' own networks and data: not ours, and not comparable but in kind.
+PUBLISHED: dict[str, dict[str, Sequence[str]]] = json.loads(
+    (Path(__file__).parent / "pages" / "vision_published.json").read_text(encoding="utf-8")
+)
+
+
+@dataclass
+class Study:
+    """Where it is made, how much of it, and what came out so far.
+
+    Attributes:
+        work: Journals and resumable trainings.
+        data: Folder of CIFAR-10 and its networks, as `make data-cifar10` builds it.
+        classes: Of digits.
+        seeds: Of digits.
+        cifar: Classes of CIFAR-10, in the tables that take some.
+        images: Training images of CIFAR-10, and half as many test images.
+        deep: Classes, and number of training images of CIFAR-10, where the whole network runs.
+        networks: Of digits.
+        retrain: Whether a ResNet-20 and its Retrain are trained here.
+        shadows: Networks of each kind for PGU's attack.
+    """
+
+    work: Path
+    data: Path
+    classes: list[int]
+    seeds: int
+    cifar: list[int]
+    shadows: int
+    images: int
+    deep: tuple[list[int], int]
+    networks: list[str]
+    retrain: bool
+
+    def __post_init__(self) -> None:
+        self.numbers: dict[str, Any] = {}
+        self.pictures: dict[str, bytes] = {}
+
+    def table(
+        self, title: str, name: str, setting: Setting, *, published: str = "", **more: Any
+    ) -> str:
+        """One table, run or read from its journal."""
+        known: dict[str, Any] = {"methods": [], "classes": list(range(10)), "seeds": 1}
+        rows = run(name, setting, self.work, **(known | more))
+        self.numbers[title] = rows
+        beside = {f"*published: {n}*": v for n, v in PUBLISHED.get(published, {}).items()}
+        return f"### {title}\n\n{markdown(rows, beside)}\n"
