@@ -223,7 +223,7 @@ def _ablation(table: str, forgets: Sequence[str], seeds: int) -> list[Case]:
     elif table == "frontier":
         add("rayleigh, last", "rayleigh")
         add("rayleigh, all", "rayleigh", {"layers": "all"})
-        for mu in (0.3, 1.0, 3.0, 10.0):
+        for mu in (0.1, 0.3, 1.0, 3.0):
             add(f"two-sided, μ = {mu:g}", "two-sided", {"mu": mu})
     assert all(c.method in METHODS for c in found)
     return found

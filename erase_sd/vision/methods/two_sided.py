@@ -34,7 +34,7 @@ class TwoSided:
     layers: str | tuple[str, ...] | None = None
     samples: int = 2500
     rows: int = 64_000
-    mu: float = 1.0
+    mu: float = 0.3
     epsilon: float = 1e-3
 
 
