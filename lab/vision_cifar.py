@@ -164,6 +164,7 @@ def frontier(study: Study) -> str:
     data, public = _public(study, images)
     shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
     told = study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=classes)
+    told += study.goals("CIFAR-10, the public ResNet-20", "two-sided, μ = 0.3")
     if not study.retrain:
         return (
             told
@@ -173,7 +174,7 @@ def frontier(study: Study) -> str:
 
     @cache
     def original(seed: int) -> nn.Module:
-        path = study.work / "resnet20-original.state"
+        path = study.work / f"resnet20-original-{images}.state"
         return trained("resnet20", data, recipe, seed=seed, loop=Loop(resume=path, desc="original"))
 
     parts = [told]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.page import Goal, goal_table
 from lab.vision_cases import Setting
 from lab.vision_report import markdown
 from lab.vision_tables import run
@@ -60,3 +61,19 @@ class Study:
         self.numbers[title] = rows
         beside = {f"*published: {n}*": v for n, v in PUBLISHED.get(published, {}).items()}
         return f"### {title}\n\n{markdown(rows, beside)}\n"
+
+    def goals(self, title: str, row: str) -> str:
+        """What an edit that is more than hiding aimed at, and what it reached in a table."""
+        means = {r["row"]: r["mean"] for r in self.numbers[title]}
+        found, before = means[row], means["original"]
+        kept = 100 * found["RA"] / before["RA"]
+        goals = [
+            Goal.at_least(f"{row}: UA, %", 99, found["UA"], "{:.1f}"),
+            Goal.at_least(f"{row}: share of the original's RA, %", 99, kept, "{:.1f}"),
+            Goal.at_most(f"{row}: seconds", 10, found["seconds"], "{:.1f}"),
+        ]
+        if "retrain" in means:
+            above = found["relearn 1"] - means["retrain"]["relearn 1"]
+            what = f"{row}: relearn 1 above Retrain's, points"
+            goals.append(Goal.at_most(what, 10, above, "{:.1f}"))
+        return goal_table(goals) + "\n"

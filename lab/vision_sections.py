@@ -35,6 +35,7 @@ def digits(study: Study) -> str:
         )
         study.pictures[f"vision-{name}"] = plot(study.numbers[title], f"digits, {name}")
         parts += [told, f"![forgotten and kept](vision-{name}.png)\n"]
+        parts.append(study.goals(title, "two-sided"))
         if name == "mlp":
             few: dict[str, Any] = {"classes": some[:3], "seeds": 1}
             brief = ("unlink", "rayleigh", "gf", "pgu", "ssd", "unlink-below", "ntk", "ft", "rl")

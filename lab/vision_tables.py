@@ -60,7 +60,9 @@ def run(
             return task, {}
         anew = preset_of("retrain", setting.preset)
         if setting.preset.startswith("cifar10"):
-            anew["resume"] = str(work / f"retrain-{setting.name.split()[0]}-{forget}-{seed}.state")
+            anew["resume"] = str(
+                work / f"retrain-{setting.name.split()[0]}-{forget}-{seed}-{len(task.retain)}.state"
+            )
         result = unlearn(setting.original(seed), task, "retrain", seed=seed + 100, **anew)
         return task, _numbers(result.model, task, result.seconds, seed, setting.probe)
 

@@ -153,7 +153,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     moving = list(loop.parameters) if loop.parameters is not None else moving_parameters(model)
     optimizer = recipe.optimizer_for(moving)
-    start = _resumed(loop.resume, model, optimizer, generator)
+    about = f"{recipe}, seed {seed}, {len(samples)} samples"
+    start = _resumed(loop.resume, about, model, optimizer, generator)
     per_epoch = math.ceil(len(samples) / recipe.batch)
     total = max(1, recipe.epochs * per_epoch)
     done = start * per_epoch
@@ -179,35 +180,20 @@ def train(
                 loop.after_step(optimizer)
             done += 1
             bar.update()
-        _keep(loop.resume, model, optimizer, generator, epoch + 1)
+        if loop.resume is not None:
+            state = {"epoch": epoch + 1, "about": about, "model": model.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+            with atomic_path(loop.resume, force=True) as draft:
+                torch.save(state, draft)
     bar.close()
     for p in model.parameters():
         p.grad = None
     return model.eval()
 
 
-def _keep(
-    path: Path | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    epoch: int,
-) -> None:
-    """The state after an epoch, written whole or not at all."""
-    if path is None:
-        return
-    state = {
-        "epoch": epoch,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-    }
-    with atomic_path(path, force=True) as draft:
-        torch.save(state, draft)
-
-
 def _resumed(
     path: Path | None,
+    about: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
@@ -216,6 +202,8 @@ def _resumed(
     if path is None or not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
+    if state["about"] != about:
+        raise ValueError(f"{path} is of another training: expected {about}, got {state['about']}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])

@@ -66,6 +66,9 @@ class TestTraining:
             build("resnet20", 3, seed=9), self.few(), recipe, loop=Loop(resume=tmp_path / "b")
         )
         assert same(again, straight)
+        longer = Recipe(epochs=4, batch=8, augment=True)
+        with pytest.raises(ValueError, match="of another training"):
+            train(build("resnet20", 3), self.few(), longer, loop=Loop(resume=tmp_path / "b"))
 
     def test_crops_and_flips_are_of_the_padded_image(self):
         x = torch.arange(2 * 3 * 5 * 5).float().reshape(2, 3, 5, 5) + 1
