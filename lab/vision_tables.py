@@ -210,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
         "clip",
     ):
         p.error(f"the table {args.name} has methods of its own")
+    if args.classes and args.name == "random":
+        p.error("the table random forgets no classes")
     if args.outside and args.name != "external":
         p.error("--outside is of the table external")
     data = load_data(args.data, size=args.size)

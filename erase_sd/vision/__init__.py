@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from erase_sd.vision.cache import Cache
     from erase_sd.vision.data import Data, load_data
-    from erase_sd.vision.methods import DEFAULT, METHODS, Result, VisionMethod, unlearn
+    from erase_sd.vision.methods import Result, unlearn
     from erase_sd.vision.metrics import measure
     from erase_sd.vision.models import load_model
     from erase_sd.vision.networks import build
+    from erase_sd.vision.registry import DEFAULT, METHODS, VisionMethod
     from erase_sd.vision.samples import Pictures, Samples
     from erase_sd.vision.task import Task, make_task
     from erase_sd.vision.train import Recipe
@@ -45,10 +46,10 @@ _FROM = {
     "Cache": "cache",
     "Data": "data",
     "load_data": "data",
-    "DEFAULT": "methods",
-    "METHODS": "methods",
+    "DEFAULT": "registry",
+    "METHODS": "registry",
     "Result": "methods",
-    "VisionMethod": "methods",
+    "VisionMethod": "registry",
     "unlearn": "methods",
     "measure": "metrics",
     "load_model": "models",

@@ -128,6 +128,17 @@ def test_methods_are_listed(capsys):
     assert "rank = auto" in capsys.readouterr().out
 
 
+def test_help_and_choices_load_no_torch():
+    script = (
+        "import sys\nfrom erase_sd.cli.vision import run\n"
+        "try:\n    run(['unlearn', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "two-sided" in done.stdout
+
+
 @pytest.fixture
 def images(tmp_path):
     """Two classes of pictures in folders, as a user brings them."""

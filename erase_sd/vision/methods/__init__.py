@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from erase_sd.vision.cache import Cache, Run
-from erase_sd.vision.methods.registry import DEFAULT, METHODS, VisionMethod
+from erase_sd.vision.registry import DEFAULT, METHODS
 from erase_sd.vision.task import Task
 
-__all__ = ["DEFAULT", "METHODS", "Result", "VisionMethod", "options_of", "unlearn"]
+__all__ = ["Result", "options_of", "unlearn"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,13 @@ import importlib
 import typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+if TYPE_CHECKING:  # names and papers are told without loading torch
+    from torch import nn
 
-from erase_sd.vision.cache import Run
-from erase_sd.vision.task import Task
+    from erase_sd.vision.cache import Run
+    from erase_sd.vision.task import Task
 
 Kind = Literal["closed-form", "gradient", "retraining", "trivial"]
 DEFAULT = "rayleigh"
