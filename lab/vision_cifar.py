@@ -164,7 +164,7 @@ def frontier(study: Study) -> str:
     data, public = _public(study, images)
     shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
     told = study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=classes)
-    told += study.goals("CIFAR-10, the public ResNet-20", "two-sided, μ = 0.3")
+    told += "\n" + study.goals("CIFAR-10, the public ResNet-20", "two-sided, μ = 0.3")
     if not study.retrain:
         return (
             told

@@ -117,10 +117,9 @@ def attempt(setting: Setting, case: Case, task: Task) -> tuple[dict[str, float],
         numbers = _numbers(result.model, task, result.seconds, case.seed, setting.probe)
     except (ValueError, NotImplementedError, RuntimeError) as error:
         return {}, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    reads = METHODS[case.method].retained
-    numbers["seconds"] += setting.passes * (
-        len(seen.forget) + len(seen.retain) * (reads != "nothing")
-    )
+    reads = METHODS[case.method]
+    read = len(seen.forget) + len(seen.retain) * (reads.retained != "nothing")
+    numbers["seconds"] += setting.passes * read * (reads.kind != "trivial")
     return numbers, ""
 
 

@@ -175,12 +175,18 @@ def test_headed_gives_the_same_numbers_and_its_time_counts(digits, trained, tmp_
     assert each > 0
     setting = Setting(features, lambda seed: head, "digits", False, "head", passes=1.0)
     rows = run(
-        "class-wise", setting, tmp_path, methods=["unlink", "rayleigh"], classes=[3], seeds=1
+        "class-wise",
+        setting,
+        tmp_path,
+        methods=["unlink", "rayleigh", "mask"],
+        classes=[3],
+        seeds=1,
     )
     forget, whole = int((digits.train_y == 3).sum()), len(digits.train_y)
     assert (
         forget < rows[1]["mean"]["seconds"] < forget + 1
         and whole < rows[2]["mean"]["seconds"] < whole + 1
+        and rows[3]["mean"]["seconds"] < 1  # a mask reads nothing
     )
 
 
