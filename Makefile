@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study results bench bench-vision faults test-browser screenshots clean
+.PHONY: demo test lint types train-emoji validate-emoji study results bench bench-vision vision-pgu data-cifar10 faults test-browser screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -27,7 +27,7 @@ test-browser: $(STAMP)  ## the demo in a real Chromium, headless; installs it on
 	@test -x $${CHROMIUM:-/usr/bin/chromium} || { apt-get update -q && apt-get install -q -y chromium; } \
 	  || { echo "install Chromium and set CHROMIUM=/path/to/it" >&2; exit 2; }
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
-	@$(BIN)/python -m pytest -m browser tests/demo/test_browser.py -s
+	@$(BIN)/python -m pytest -m browser --no-header tests/demo/test_browser.py -s
 
 screenshots: export ERASE_SD_SCREENSHOTS = docs
 screenshots: test-browser  ## the same, and keep its pictures in docs/
@@ -53,8 +53,14 @@ results: $(STAMP)  ## every method on every offline protocol; writes docs/measur
 bench: $(STAMP)  ## speed and memory at real size; writes docs/measured/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m lab.speed
 
-bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/vision.md; an hour, resumes
-	@$(BIN)/python -m erase_sd.bench.vision
+bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/measured/vision.md; an hour, resumes
+	@$(BIN)/python -m lab.vision_study
+
+vision-pgu: $(STAMP)  ## the paper tables of PGU alone
+	@$(BIN)/python -m lab.vision_pgu
+
+data-cifar10: $(STAMP)  ## CIFAR-10 and the public ResNets from their sources, with hashes, into build/data
+	@$(BIN)/python -m lab.data_cifar10
 
 faults: $(STAMP)  ## kill, fill, damage: writes docs/measured/faults.md
 	@$(BIN)/python -m lab.faults

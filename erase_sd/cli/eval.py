@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from erase_sd.eval.protocol import Protocol
 
 EXAMPLES = """  erase-concept eval list
-  erase-concept eval run emoji-objects --method two-sided --method uce --out results/objects
+  erase-concept eval run emoji-objects --method rayleigh --method uce --out results/objects
   erase-concept eval run i2p-nudity --model ./sd14 --erasure ./sd14-safe --out results/nudity
-  erase-concept eval run imagenette-classwise --model ./sd14 --method two-sided --limit 10 --out try
+  erase-concept eval run imagenette-classwise --model ./sd14 --method rayleigh --limit 10 --out try
   accelerate launch -m erase_sd.cli.main eval run i2p-nudity --model ./sd14 --out results/nudity
   erase-concept eval compare results/objects results/other
   erase-concept eval report results/objects --out objects.html

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from erase_sd.emoji.world import load_world
 from erase_sd.vision import METHODS, Data, load_data, load_model, make_task, measure, unlearn
-from erase_sd.vision.data import emoji
+from erase_sd.vision.embedded import scenes
 from erase_sd.vision.models import trained
-from erase_sd.vision.train import logits
+from erase_sd.vision.train import Recipe, logits
 
 NETWORKS = {
     "mlp": "handwritten digits, a two-layer network trained here in seconds",
@@ -80,7 +80,7 @@ def forget_class(name: str, label: str, method: str) -> Outcome:
         raise ValueError(f"here are {', '.join(QUICK)}; `erase-concept vision` has all")
     model, data = _network(name)
     task = make_task(data, f"class:{label}")
-    result = unlearn(model, task, method, preset=f"{data.name} {name}")
+    result = unlearn(model, task, method)
     before, after = (logits(net, data.test_x).argmax(1) for net in (model, result.model))
     first = task.classes[0]
     order = [first, *(c for c in range(len(data.classes)) if c != first)]
@@ -97,10 +97,10 @@ def forget_class(name: str, label: str, method: str) -> Outcome:
 def _network(name: str) -> tuple[nn.Module, Data]:
     """The original network and its data, made once."""
     if name == "emoji-clip":
-        data = emoji(16, 5)  # of each object: an answer in seconds
+        data = scenes(16, 5)  # of each object: an answer in seconds
         return load_model(name, len(data.classes)), data
     data = load_data("digits")
-    return trained(name, data, epochs=20), data
+    return trained(name, data, Recipe(epochs=20)), data
 
 
 @cache
@@ -123,7 +123,7 @@ def _samples(data: Data, label: int) -> list[int]:
 
 
 def _picture(data: Data, before: Tensor, after: Tensor, i: int) -> tuple[Image.Image, str]:
-    x: Any = data.test_x[i]
+    x: Any = data.test_x[torch.tensor([i])][0]
     grey = (255 * (x - x.min()) / (x.max() - x.min()).clamp(min=1e-6)).byte()
     pixels = grey.permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -115,7 +115,7 @@ def _by_method(
             method + ("-robust" if robust else ""),
             "",
             {**identity, "method": method,
-             "options": described(METHODS[method].make_options({}, robust=robust))},
+             "options": described(METHODS[method].make_options({})) | ({"robust": True} if robust else {})},
             maker(method, robust),
         )
         for method, robust in wanted

@@ -12,7 +12,8 @@ from torch import Tensor
 from erase_sd.algebra import options as opt
 from erase_sd.algebra.certificate import certify, certify_values
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.methods import DEFAULT, METHODS, Method, get_method
+from erase_sd.algebra.left import LeftOptions, left_side
+from erase_sd.algebra.methods import DEFAULT, Method, get_method
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.artifact.base import weight_gram, weight_streams
@@ -40,6 +41,7 @@ class Settings:
         near: Cosine above which a background prompt is left out of the retain moment.
         robust: Also erase the vocabulary's synonyms of the concept, and close the left side, so that
             no input can make the values write what sets it apart.
+        left: How far the left side goes, if `robust`.
         options: The method's own options, by name.
     """
 
@@ -50,6 +52,7 @@ class Settings:
     contexts: tuple[str, ...] | None = None
     near: float = NEAR
     robust: bool = False
+    left: LeftOptions = LeftOptions()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -78,11 +81,13 @@ class Resolved:
         spec: The method.
         strength: How far its edit goes.
         options: Its options.
+        left: Those of the left side; None leaves it open.
     """
 
     spec: Method
     strength: float
     options: Any
+    left: LeftOptions | None = None
 
 
 def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
@@ -93,10 +98,7 @@ def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
     """
     spec = settings.spec
     style = is_style(clean(forget))
-    if settings.robust and not spec.robust:
-        able = [m.name for m in METHODS.values() if m.robust]
-        raise ValueError(f"--robust needs a method with a left side: {', '.join(able)}")
-    options = spec.make_options(settings.options, style=style, robust=settings.robust)
+    options = spec.make_options(settings.options, style=style)
     if settings.toward is not None and spec.anchor is None:
         raise ValueError(f"{spec.name} has no target to move toward; uce, rece and speed have")
     strength = settings.strength
@@ -106,7 +108,8 @@ def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
             strength = spec.style_strength
     if not 0 <= strength <= 10:
         raise ValueError(f"expected a strength between 0 and 10, got {strength}")
-    return Resolved(spec, float(strength), options)
+    left = settings.left if settings.robust else None
+    return Resolved(spec, float(strength), options, left)
 
 
 def fit(
@@ -202,18 +205,12 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         right[stream] = spec.solve(problem, _fitting(chosen.options, stream, problem)).rounded()
         about = certify(right[stream], problem, ordinary=task.ordinary[stream])
         if stream == TOKENS:
-            values = _values(encoder.architecture, own)
-            if getattr(chosen.options, "left", False) and not values:
-                raise ValueError("a left side needs the weights that the edit is for")
-            if values and spec.weights == "left":
+            if chosen.left is not None:
+                values = _values(encoder.architecture, own)
                 apart = task.apartness(list(values.values()))
-                problem = replace(problem, contrast=apart.contrast, drawn=apart.drawn)
-                if chosen.options.left:
-                    left = {
-                        n: spec.left(w, problem, chosen.options).rounded()
-                        for n, w in values.items()
-                    }
-                edits = {n: TwoSidedEdit(right[stream], left.get(n)) for n in values}
+                told = replace(problem, contrast=apart.contrast, drawn=apart.drawn)
+                left = {n: left_side(w, told, chosen.left).rounded() for n, w in values.items()}
+                edits = {n: TwoSidedEdit(right[stream], left[n]) for n in values}
                 about |= certify_values(values, edits, apart.held_out)
             drifts = task.drifts(right[stream])
             about["retain_contradicts"] = {
@@ -230,18 +227,21 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         tokens=task.tokens,
         contexts=task.contexts,
         strength=chosen.strength,
-        options=_used(chosen.options, right[TOKENS]),
+        options=_used(chosen, right[TOKENS]),
         certificate=certificates.pop(TOKENS, {}) | certificates,
     )
 
 
 def _values(architecture: Architecture, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of some weights whose outputs are what attention passes on."""
-    return (
-        {s.name: weights[s.name] for s in architecture.sites(weights) if s.writes_values}
-        if weights
-        else {}
-    )
+    """Those of some weights whose outputs are what attention passes on.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = [s.name for s in architecture.sites(weights) if s.writes_values] if weights else []
+    if not found:
+        raise ValueError("a left side (--robust) needs the weights that the edit is for")
+    return {name: weights[name] for name in found}
 
 
 def _fitting(options: Any, stream: Stream, problem: Problem) -> Any:
@@ -251,9 +251,9 @@ def _fitting(options: Any, stream: Stream, problem: Problem) -> Any:
     return options
 
 
-def _used(options: Any, edit: LowRankEdit) -> dict[str, Any]:
+def _used(chosen: Resolved, edit: LowRankEdit) -> dict[str, Any]:
     """The options as they were used: what was left to be chosen, as it was chosen."""
-    used = opt.described(options)
+    used = opt.described(chosen.options)
     if "rank" in used and used["rank"] is None:
         used["rank"] = edit.rank
-    return used
+    return used | ({"left": opt.described(chosen.left)} if chosen.left else {})

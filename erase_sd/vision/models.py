@@ -1,125 +1,49 @@
-"""Classifiers: the small networks of the papers, transformers' models as logits, and weights in safetensors."""
+"""Classifiers to unlearn from.
+
+Networks with weights in safetensors, transformers' models as logits, zero-shot CLIP.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from erase_sd.vision.data import Data
+from erase_sd.models.files import atomic_path
+from erase_sd.vision.data import Data, Statistics
+from erase_sd.vision.networks import ARCHITECTURES, build
+from erase_sd.vision.samples import Samples
+from erase_sd.vision.train import Loop, Recipe, train
 
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut: padded (option A) or projected (option B)."""
-
-    def __init__(self, inner: int, outer: int, stride: int, *, option: str) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-        self.pad = (outer - inner) // 2 if option == "A" and stride > 1 else 0
-        self.shortcut = nn.Sequential()
-        if option == "B" and (stride > 1 or inner != outer):
-            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, c, h, w)` to `(n, c', h', w')`."""
-        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else self.shortcut(x)
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + short)
-
-
-class CifarResNet(nn.Module):
-    """ResNet for 32 x 32 images; names as in akamaster's public weights (option A) or torchvision's (option B)."""
-
-    def __init__(self, blocks: Sequence[int], widths: Sequence[int], classes: int, *, option: str) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        inner = widths[0]
-        self.stages = len(blocks)
-        for i, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
-            strides = [1 if i == 1 else 2] + [1] * (count - 1)
-            stage = [BasicBlock(inner if j == 0 else width, width, s, option=option) for j, s in enumerate(strides)]
-            setattr(self, f"layer{i}", nn.Sequential(*stage))
-            inner = width
-        self.linear = nn.Linear(inner, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, 3, h, w)` to logits `(n, classes)`."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        for i in range(1, self.stages + 1):
-            x = getattr(self, f"layer{i}")(x)
-        return self.linear(x.mean((2, 3)))
-
-
-def _vgg(plan: Sequence[int | str], classes: int, channels: int) -> nn.Module:
-    parts: list[nn.Module] = []
-    for step in plan:
-        if step == "pool":
-            parts.append(nn.MaxPool2d(2))
-        else:
-            parts += [nn.Conv2d(channels, int(step), 3, padding=1), nn.BatchNorm2d(int(step)), nn.ReLU()]
-            channels = int(step)
-    return nn.Sequential(nn.Sequential(*parts), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-
-
-def _all_cnn(classes: int, channels: int) -> nn.Module:
-    """All Convolutional Net (arXiv 1412.6806): strides instead of pooling."""
-    parts: list[nn.Module] = []
-    for width, stride, kernel in (
-        (96, 1, 3), (96, 1, 3), (96, 2, 3), (192, 1, 3), (192, 1, 3), (192, 2, 3), (192, 1, 3), (192, 1, 1),
-    ):  # fmt: skip
-        parts += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-
-
-def _mlp(classes: int, channels: int) -> nn.Module:
-    """Two hidden layers, for 8 x 8 digits."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64 * channels, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, classes)
-    )
-
-
-def _cnn(classes: int, channels: int) -> nn.Module:
-    """Two convolutions and two linear layers, for 8 x 8 digits."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU(), nn.Linear(64, classes),
-    )  # fmt: skip
-
-
-_VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
-
-ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
-    "mlp": _mlp,
-    "cnn": _cnn,
-    "resnet20": lambda n, c: CifarResNet((3, 3, 3), (16, 32, 64), n, option="A"),
-    "resnet56": lambda n, c: CifarResNet((9, 9, 9), (16, 32, 64), n, option="A"),
-    "resnet18": lambda n, c: CifarResNet((2, 2, 2, 2), (64, 128, 256, 512), n, option="B"),
-    "vgg16-bn": lambda n, c: _vgg(_VGG16, n, c),
-    "small-vgg": lambda n, c: _vgg((32, 32, "pool", 64, 64, "pool", 128, 128, "pool"), n, c),
-    "all-cnn": _all_cnn,
-}
+# Models that other rooms hold: name to `module:function`; `NAME:FILE.safetensors` takes weights
+# from a file.
+EMBEDDED = {"emoji-clip": "erase_sd.vision.embedded:emoji_clip"}
+TEMPLATES = ("a photo of a {}",)
 
 
 class Logits(nn.Module):
     """A transformers image classifier (ViT, Swin, ConvNeXt, …) that returns plain logits."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 3, h, w)` to `(n, classes)`."""
-        return self.network(pixel_values=x).logits
+        logits: Tensor = self.network(pixel_values=x).logits
+        return logits
+
+    def fresh(self) -> Logits:
+        """The same architecture, its weights drawn anew by its own rules."""
+        return Logits(type(self.network)(self.network.config))
 
 
 class ZeroShot(nn.Module):
@@ -130,17 +54,20 @@ class ZeroShot(nn.Module):
         projection: To the shared space.
         names: `(classes, d)` unit text embeddings.
         scale: Logit scale.
+        whole: The CLIP model that the tower is part of, and its tokenizer: not modules of this one,
+            since unlearning touches the image tower alone.
     """
 
     names: Tensor
     scale: Tensor
 
-    def __init__(self, clip: Any, names: Tensor) -> None:
+    def __init__(self, clip: Any, names: Tensor, tokenizer: Any = None) -> None:
         super().__init__()
         self.vision = clip.vision_model
         self.projection = clip.visual_projection
         self.register_buffer("names", F.normalize(names, dim=1))
         self.register_buffer("scale", clip.logit_scale.detach().exp().clamp(max=100))
+        self.whole = (clip, tokenizer)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 3, h, w)` to `(n, classes)`."""
@@ -149,103 +76,181 @@ class ZeroShot(nn.Module):
 
 
 def zero_shot(
-    clip: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str] = ("a photo of {}",)
+    clip: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> ZeroShot:
-    """A zero-shot classifier of a `CLIPModel`: the mean unit embedding of each class name in the templates."""
-    with torch.no_grad():
-        total: Tensor | None = None
-        for template in templates:
-            inputs = tokenizer([template.format(c) for c in classes], padding="max_length", return_tensors="pt")
-            out = clip.text_projection(clip.text_model(inputs.input_ids).pooler_output)
-            total = F.normalize(out, dim=1) if total is None else total + F.normalize(out, dim=1)
-    assert total is not None
-    return ZeroShot(clip, total).eval()
+    """A zero-shot classifier of a `CLIPModel`.
 
-
-def emoji_clip() -> ZeroShot:
-    """The embedded CLIP as a classifier of the embedded world's objects."""
-    from erase_sd.emoji.models import load_clip
-    from erase_sd.emoji.world import load_world, with_article
-
-    clip, tokenizer = load_clip()
-    return zero_shot(clip, tokenizer, [with_article(n) for n in load_world().names])
-
-
-def build(name: str, classes: int, channels: int = 3, *, seed: int = 0) -> nn.Module:
-    """A fresh network by name.
-
-    Raises:
-        ValueError: If there is none of that name.
+    The mean unit embedding of each class name in the templates.
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ARCHITECTURES[name](classes, channels)
+    total = torch.zeros(len(classes), clip.config.projection_dim)
+    with torch.no_grad():
+        for template in templates:
+            prompts = [template.format(c) for c in classes]
+            inputs = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+            out = clip.text_projection(clip.text_model(inputs.input_ids).pooler_output)
+            total += F.normalize(out, dim=1)
+    return ZeroShot(clip, total, tokenizer).eval()
 
 
 def trained(
-    name: str, data: Data, *, seed: int = 0, epochs: int = 40, device: str = "cpu", desc: str = "training"
+    name: str,
+    data: Data,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    loop: Loop | None = None,
 ) -> nn.Module:
-    """A fresh network of an architecture, trained on all of the data: the original that is to forget.
+    """A fresh network of an architecture, trained on all of the data.
 
     Args:
         name: Of the architecture.
         data: Samples.
+        recipe: Of the training.
         seed: Of the initial weights and the order of samples.
-        epochs: Passes over the training samples; SGD, one cycle up to 0.05, batches of 64.
         device: Where.
-        desc: Label of the progress bar.
+        loop: What else happens while it trains, such as a file to resume from.
     """
-    from erase_sd.vision.task import Samples
-    from erase_sd.vision.train import cross_entropy, one_cycle, sgd
-
-    model = build(name, len(data.classes), data.train_x.shape[1], seed=seed).to(device)
+    model = build(name, len(data.classes), data.channels, seed=seed).to(device)
     whole = Samples(data.train_x, data.train_y)
-    return sgd(model, whole, cross_entropy, epochs=epochs, lr=0.05, batch=64, seed=seed, schedule=one_cycle, desc=desc)
+    return train(model, whole, recipe or Recipe(), seed=seed, loop=loop)
 
 
-def load_model(where: str, classes: int, channels: int = 3) -> nn.Module:
+def load_model(where: str, classes: Sequence[str] | int, channels: int = 3) -> nn.Module:
     """Load a classifier.
 
     Args:
-        where: `ARCHITECTURE:FILE.safetensors`, "emoji-clip" or `emoji-clip:FILE` (embedded, zero-shot), a transformers
-            folder or Hub id of an image classifier, or an architecture's name for a fresh network.
-        classes: Number of classes.
+        where: `ARCHITECTURE:FILE.safetensors`; an architecture's name for a fresh network;
+            "emoji-clip" or `emoji-clip:FILE.safetensors`; `clip:FOLDER` for zero-shot CLIP on the
+            names of the classes; a transformers folder or Hub id of an image classifier.
+        classes: Names of the classes, or their number where names do not matter.
         channels: Of the input.
 
     Raises:
-        ValueError: If it cannot be loaded or does not fit.
+        ValueError: If it cannot be loaded whole, or does not fit: a weight that is missing is
+            refused, never drawn.
+
+    >>> load_model("mlp", 10, 1)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
+    count = classes if isinstance(classes, int) else len(classes)
     name, _, file = where.partition(":")
-    if name == "emoji-clip":
-        return load_weights(emoji_clip(), Path(file)) if file else emoji_clip()
+    if name in EMBEDDED:
+        module, function = EMBEDDED[name].split(":")
+        made: nn.Module = getattr(importlib.import_module(module), function)()
+        return load_weights(made, Path(file)) if file else made
     if name in ARCHITECTURES:
-        model = build(name, classes, channels)
+        model = build(name, count, channels)
         return load_weights(model, Path(file)) if file else model
+    if name == "clip":
+        if isinstance(classes, int):
+            raise ValueError("zero-shot CLIP needs the names of the classes, got only their number")
+        return _clip(file, classes)
+    return _classifier(where, count)
+
+
+def whole(kind: Any, where: str) -> Any:
+    """A transformers model from a folder or the Hub, all of it, in safetensors, no remote code.
+
+    Args:
+        kind: An auto class or a model class.
+        where: Folder or Hub id.
+
+    Raises:
+        ValueError: If a weight is missing or of another shape: transformers would draw it at
+            random.
+    """
+    try:
+        network, told = kind.from_pretrained(
+            where, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"cannot load {where!r} as {kind.__name__}: {text}") from error
+    lacking = [*told["missing_keys"], *(str(m[0]) for m in told["mismatched_keys"])]
+    if lacking:
+        raise ValueError(
+            f"{where} lacks {len(lacking)} weights that {type(network).__name__} needs, such as "
+            f"{sorted(lacking)[0]}; they would be random"
+        )
+    return network.eval()
+
+
+def _classifier(where: str, count: int) -> Logits:
     from transformers import AutoModelForImageClassification
 
     try:
-        network = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        told = f"no model {where!r}: an architecture ({', '.join(ARCHITECTURES)}) with :FILE.safetensors"
-        raise ValueError(f"{told}, or a transformers folder or Hub id ({error})") from error
-    if network.config.num_labels != classes:
-        raise ValueError(f"{where} has {network.config.num_labels} classes, the data {classes}")
+        network = whole(AutoModelForImageClassification, where)
+    except ValueError as error:
+        hint = f"; for zero-shot CLIP give clip:{where}" if _is_clip(where) else ""
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(
+            f"no model {where!r}: an architecture ({known}) with :FILE.safetensors, or a "
+            f"transformers folder or Hub id"
+            f" of an image classifier{hint} ({error})"
+        ) from error
+    if network.config.num_labels != count:
+        raise ValueError(f"{where} has {network.config.num_labels} classes, the data {count}")
     return Logits(network)
 
 
+def _is_clip(where: str) -> bool:
+    config = Path(where) / "config.json"
+    if not config.is_file():
+        return False
+    told: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    return bool(told.get("model_type") == "clip")
+
+
+def _clip(where: str, names: Sequence[str]) -> ZeroShot:
+    from transformers import AutoTokenizer, CLIPModel
+
+    clip = whole(CLIPModel, where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where} has no tokenizer: {' '.join(str(error).split())}") from error
+    return zero_shot(clip, tokenizer, names)
+
+
+def expected(where: str) -> tuple[Statistics | None, int | None]:
+    """Normalisation and side of the images that a transformers model expects.
+
+    From its own preprocessor file.
+    """
+    folder = where.removeprefix("clip:")
+    if where.partition(":")[0] in (ARCHITECTURES.keys() | EMBEDDED.keys()):
+        return None, None
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        folder,
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None, None
+    told = json.loads(Path(path).read_text(encoding="utf-8"))
+    statistics = (
+        (tuple(told["image_mean"]), tuple(told["image_std"])) if "image_mean" in told else None
+    )
+    size = told.get("crop_size") or told.get("size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return statistics, size
+
+
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Load a safetensors file into a model; `module.` before names, as DataParallel writes, is ignored.
+    """Load a safetensors file into a model; `module.` before names is ignored.
 
     Raises:
         ValueError: If the file is unreadable or does not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is not a .safetensors file; pickles run code when they are loaded")
+        raise ValueError(
+            f"{path} is not a .safetensors file; pickles run code when they are loaded"
+        )
     try:
         state = {k.removeprefix("module."): v for k, v in load_file(path).items()}
     except (OSError, SafetensorError) as error:
@@ -257,28 +262,33 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     wrong = sorted(set(own) ^ {k for k in state if not k.endswith("num_batches_tracked")})
     wrong += [k for k in own if k in state and state[k].shape != own[k].shape]
     if wrong:
-        raise ValueError(f"{path} does not fit this architecture: {wrong[0]} and {len(wrong) - 1} others differ")
+        others = f" and {len(wrong) - 1} others differ"
+        raise ValueError(f"{path} does not fit this architecture: {wrong[0]}{others}")
     model.load_state_dict(state, strict=False)
     return model
 
 
-def save_weights(model: nn.Module, path: Path, about: dict[str, Any], *, force: bool = False) -> None:
-    """Write a model's state as safetensors (a transformers model: as its folder), with what it is in the metadata.
+def save_weights(
+    model: nn.Module, path: Path, about: dict[str, Any], *, force: bool = False
+) -> None:
+    """Write a model to be loaded again by `load_model`.
+
+    A network becomes a safetensors file with `about` in its metadata; a transformers model,
+    zero-shot CLIP included, the folder that transformers reads (CLIP also a safetensors file, if
+    the path ends so).
 
     Raises:
-        ValueError: If there is nothing to write.
+        ValueError: If the model is no weights alone, as a mask is.
     """
-    from safetensors.torch import save_file
-
-    from erase_sd.models.files import atomic_path
-    from erase_sd.vision.closed_form import Masked
-
-    if isinstance(model, Masked):
+    if hasattr(model, "gone"):
         raise ValueError("mask changes no weight: there is nothing to write")
-    if isinstance(model, Logits):  # as transformers keeps them, to be loaded by the same name
-        with atomic_path(path, force=force) as draft:
-            model.network.save_pretrained(draft)  # type: ignore[operator]
-        return
     with atomic_path(path, force=force) as draft:
-        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(state, draft, metadata={"erase-sd": json.dumps(about, sort_keys=True)})
+        if isinstance(model, Logits):
+            model.network.save_pretrained(draft)
+        elif isinstance(model, ZeroShot) and path.suffix != ".safetensors":
+            clip, tokenizer = model.whole
+            clip.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+        else:
+            state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+            save_file(state, draft, metadata={"erase-sd": json.dumps(about, sort_keys=True)})

@@ -1,22 +1,220 @@
-"""The loops that gradient methods share: mini-batches by seed, SGD, accuracy."""
+"""Training: one recipe, one loop for every gradient method, resumable; accuracy and logits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from erase_sd.models.files import atomic_path
 from erase_sd.vision.layers import evaluating, place
-from erase_sd.vision.task import Samples
+from erase_sd.vision.samples import Pictures, Samples
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the original and Retrain take the same.
+
+    Attributes:
+        epochs: Passes over the samples.
+        lr: Highest learning rate.
+        batch: Samples a step.
+        optimizer: SGD, SGD with Nesterov's momentum, or Adam.
+        momentum: Of SGD.
+        weight_decay: Of either.
+        schedule: "constant"; "one-cycle" (linear warm-up over a tenth, cosine to zero); "cosine";
+            "steps" (a tenth after each of `milestones`); "exponential" (down to `lr_last` in the
+            last epoch).
+        lr_last: Of "exponential".
+        milestones: Of "steps", as shares of the whole.
+        augment: Random crops of images padded by 4 pixels, and flips.
+
+    >>> Recipe(epochs=30, lr=0.1, schedule="steps").rate(0.6)
+    0.01
+    """
+
+    epochs: int = 40
+    lr: float = 0.05
+    batch: int = 64
+    optimizer: Literal["sgd", "nesterov", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["constant", "one-cycle", "cosine", "steps", "exponential"] = "one-cycle"
+    lr_last: float = 5e-4
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1 or not self.lr > 0:
+            raise ValueError(
+                "expected epochs >= 0, batch >= 1 and lr > 0, "
+                f"got {self.epochs}, {self.batch} and {self.lr}"
+            )
+        if self.optimizer not in ("sgd", "nesterov", "adam"):
+            raise ValueError(f"expected sgd, nesterov or adam, got {self.optimizer!r}")
+        if self.schedule not in ("constant", "one-cycle", "cosine", "steps", "exponential"):
+            raise ValueError(f"no schedule {self.schedule!r}")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a share of the training, 0..1."""
+        if self.schedule == "one-cycle":
+            if progress < 0.1:
+                return self.lr * progress / 0.1
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "steps":
+            passed = sum(progress >= m for m in self.milestones)
+            return float(self.lr / 10**passed)
+        if self.schedule == "exponential":
+            return float(self.lr * (self.lr_last / self.lr) ** progress)
+        return self.lr
+
+    def optimizer_for(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of some parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.optimizer == "nesterov",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What a method adds to the loop.
+
+    Attributes:
+        parameters: What moves; None moves all that want a gradient.
+        relabel: Labels of all samples for an epoch, instead of their own.
+        after_step: Called with the optimizer after each step.
+        train_mode: Whether batch norm and dropout train.
+        resume: File that keeps the state after each epoch; a training cut off goes on from it.
+        desc: Of the progress bar, shown when it lasts over two seconds.
+    """
+
+    parameters: Sequence[nn.Parameter] | None = None
+    relabel: Callable[[int], Tensor] | None = None
+    after_step: Callable[[Any], None] | None = None
+    train_mode: bool = True
+    resume: Path | None = None
+    desc: str = "training"
+
+
+def cross_entropy(out: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The usual loss, in float32."""
+    return F.cross_entropy(out.float(), y)
+
+
+def train(
+    model: nn.Module,
+    samples: Samples,
+    recipe: Recipe,
+    loss: Loss = cross_entropy,
+    *,
+    seed: int = 0,
+    loop: Loop | None = None,
+) -> nn.Module:
+    """Train a model in place.
+
+    Args:
+        model: What to train.
+        samples: On what.
+        recipe: How.
+        loss: Of `(logits, labels, inputs)`; add what it likes of the model.
+        seed: Of the order and of the augmentation.
+        loop: What else happens.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If the loss is no longer finite.
+
+    >>> import torch
+    >>> few = Samples(torch.eye(4), torch.tensor([0, 1, 0, 1]))
+    >>> model = train(torch.nn.Linear(4, 2), few, Recipe(epochs=30, lr=0.5, batch=4))
+    >>> accuracy(model, few)
+    100.0
+    """
+    loop = loop or Loop()
+    generator = torch.Generator().manual_seed(seed)
+    moving = list(loop.parameters) if loop.parameters is not None else moving_parameters(model)
+    optimizer = recipe.optimizer_for(moving)
+    about = f"{recipe}, seed {seed}, {len(samples)} samples"
+    start = _resumed(loop.resume, about, model, optimizer, generator)
+    per_epoch = math.ceil(len(samples) / recipe.batch)
+    total = max(1, recipe.epochs * per_epoch)
+    done = start * per_epoch
+    bar = tqdm(total=total, initial=done, desc=loop.desc, unit="step", delay=2, leave=False)
+    for epoch in range(start, recipe.epochs):
+        model.train(loop.train_mode)
+        labels = samples.y if loop.relabel is None else loop.relabel(epoch)
+        for index in batches(len(samples), recipe.batch, generator):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(done / total)
+            picked = samples.x[index]
+            x = on(model, augmented(picked, generator) if recipe.augment else picked)
+            value = loss(model(x), on(model, labels[index]), x)
+            if not torch.isfinite(value):
+                raise ValueError(
+                    f"the loss became {float(value.detach())}: lower the learning rate "
+                    f"({recipe.lr})"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            if loop.after_step is not None:
+                loop.after_step(optimizer)
+            done += 1
+            bar.update()
+        if loop.resume is not None:
+            state = {"epoch": epoch + 1, "about": about, "model": model.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+            with atomic_path(loop.resume, force=True) as draft:
+                torch.save(state, draft)
+    bar.close()
+    for p in model.parameters():
+        p.grad = None
+    return model.eval()
+
+
+def _resumed(
+    path: Path | None,
+    about: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> int:
+    """Epochs that are done already; the state as they left it."""
+    if path is None or not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["about"] != about:
+        raise ValueError(f"{path} is of another training: expected {about}, got {state['about']}")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    return int(state["epoch"])
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of shuffled mini-batches; the last may be smaller, but not a single sample (batch norm fails on it)."""
+    """Indices of shuffled mini-batches.
+
+    The last may be smaller, but not a single sample (batch norm fails on it).
+    """
     order = torch.randperm(count, generator=generator)
     start = 0
     while start < count:
@@ -27,6 +225,25 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
         start = stop
 
 
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Crops of images padded by 4, and flips."""
+    n, _, h, w = x.shape
+    padded = F.pad(x, (4, 4, 4, 4))
+    shift = torch.randint(0, 9, (n, 2), generator=generator)
+    flip = torch.rand(n, generator=generator) < 0.5
+    rows = shift[:, 0, None] + torch.arange(h)
+    order = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
+    columns = order + shift[:, 1, None]
+    picked = torch.arange(n)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
+
+
+def moving_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All that want a gradient."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def on(model: nn.Module, x: Tensor) -> Tensor:
     """Inputs where the model is, in its dtype."""
     device, dtype = place(model)
@@ -34,7 +251,7 @@ def on(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, x: Tensor, *, batch: int = 512) -> Tensor:
+def logits(model: nn.Module, x: Tensor | Pictures, *, batch: int = 512) -> Tensor:
     """`(n, classes)` float32 on the CPU, in evaluation mode."""
     with evaluating(model):
         parts = [model(on(model, part)).float().cpu() for part in x.split(batch)]
@@ -48,97 +265,17 @@ def accuracy(model: nn.Module, samples: Samples) -> float:
     return 100 * float((logits(model, samples.x).argmax(1) == samples.y).float().mean())
 
 
-def sgd(
-    model: nn.Module,
-    samples: Samples,
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    *,
-    epochs: int,
-    lr: float,
-    batch: int = 256,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    seed: int = 0,
-    parameters: Sequence[nn.Parameter] | None = None,
-    schedule: Callable[[float], float] = lambda progress: 1.0,
-    relabel: Callable[[int], Tensor] | None = None,
-    after_step: Callable[[Any], None] | None = None,
-    after_epoch: Callable[[int], bool] | None = None,
-    train_mode: bool = True,
-    augment: bool = False,
-    desc: str = "",
-) -> nn.Module:
-    """Train a model in place.
+def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Tensor]:
+    """Gradient of the mean cross entropy over samples, in evaluation mode.
 
-    Args:
-        model: What to train.
-        samples: On what.
-        loss: Of `(logits, labels, inputs)`; add what it likes of the model.
-        epochs: Passes.
-        lr: Learning rate, times `schedule(progress in 0..1)`.
-        batch: Samples a step.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        seed: Of the order.
-        parameters: What moves; default: everything that wants a gradient.
-        schedule: See `lr`.
-        relabel: Labels of all samples for an epoch, instead of their own.
-        after_step: Called with the optimizer after each step.
-        after_epoch: Called with the epoch's number; True stops.
-        train_mode: Whether batch norm and dropout train.
-        augment: Random crops of 4 pixels and flips.
-        desc: Of the progress bar, shown when it lasts over two seconds.
+    One tensor for each parameter.
     """
-    generator = torch.Generator().manual_seed(seed)
-    moving = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(moving, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    steps = max(1, epochs * math.ceil(len(samples) / batch))
-    model.train(train_mode)
-    bar = tqdm(total=steps, desc=desc or "training", unit="step", delay=2, leave=False)
-    done = 0
-    for epoch in range(epochs):
-        labels = samples.y if relabel is None else relabel(epoch)
-        for index in batches(len(samples), batch, generator):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * schedule(done / steps)
-            x, y = samples.x[index], on(model, labels[index])
-            x = on(model, augmented(x, generator) if augment else x)
-            value = loss(model(x), y, x)
-            if not torch.isfinite(value):
-                raise ValueError(f"the loss became {float(value)}: lower the learning rate ({lr})")
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
-            if after_step is not None:
-                after_step(optimizer)
-            done += 1
-            bar.update()
-        if after_epoch is not None and after_epoch(epoch):
-            break
-        model.train(train_mode)
-    bar.close()
-    for p in model.parameters():
-        p.grad = None
-    return model.eval()
-
-
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Crops of images padded by 4, and flips."""
-    n, _, h, w = x.shape
-    padded = F.pad(x, (4, 4, 4, 4))
-    shift = torch.randint(0, 9, (n, 2), generator=generator)
-    flip = torch.rand(n, generator=generator) < 0.5
-    rows = shift[:, 0, None] + torch.arange(h)
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w)) + shift[:, 1, None]
-    picked = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def cross_entropy(out: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The usual loss, in float32."""
-    return F.cross_entropy(out.float(), y)
-
-
-def one_cycle(progress: float) -> float:
-    """Linear warm-up over the first tenth, then cosine to zero."""
-    return progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+    moving = moving_parameters(model)
+    total = [torch.zeros_like(p) for p in moving]
+    with evaluating(model), torch.enable_grad():
+        for index in torch.split(torch.arange(len(samples)), batch):
+            out = model(on(model, samples.x[index])).float()
+            loss = F.cross_entropy(out, on(model, samples.y[index]), reduction="sum")
+            for t, g in zip(total, torch.autograd.grad(loss, moving), strict=True):
+                t += g / len(samples)
+    return total

@@ -16,7 +16,7 @@ IN_SCENES = (
 
 # Settings tried for each method; the first is its source's, or our default.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "two-sided": [
+    "soft": [
         {},
         {"mu": 1.0, "epsilon": 1e-3},
         {"mu": 3.0, "epsilon": 1e-3},

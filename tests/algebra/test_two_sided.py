@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from erase_sd.algebra.certificate import certify_values
 from erase_sd.algebra.edit import LowRankEdit, joint
-from erase_sd.algebra.methods import two_sided
+from erase_sd.algebra.left import LeftOptions, left_side
+from erase_sd.algebra.methods import soft
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.two_sided import TwoSidedEdit
@@ -78,9 +79,9 @@ def test_scale_zero_is_the_weight_bit_for_bit():
 @pytest.mark.parametrize("seed", range(3))
 def test_no_input_writes_along_the_left_side(seed):
     """`bᵀ L W T x = 0` for every x: here for the inputs that try hardest, the singular vectors of W'."""
-    task, options = problem(seed), two_sided.Options(left=True)
+    task, options = problem(seed), LeftOptions()
     W = torch.randn(OUT, D, generator=generator(seed + 9), dtype=double)
-    edit = TwoSidedEdit(two_sided.solve(task, options), two_sided.left(W, task, options))
+    edit = TwoSidedEdit(soft.solve(task, soft.Options()), left_side(W, task, options))
     new = edit.apply_to_weight(W)
     b = edit.left.B
     assert b.shape[1] == 1 and float(b.norm()) == pytest.approx(1)
@@ -106,9 +107,9 @@ def test_several_left_sides_jointly_and_one_taken_out_again():
 
 
 def test_the_empty_prompt_is_untouched_on_both_sides():
-    task, options = problem(), two_sided.Options(left=True, move=1e-6)
+    task, options = problem(), LeftOptions(move=1e-6)
     W = torch.randn(OUT + 8, D, generator=generator(2), dtype=double)
-    right, left = two_sided.solve(task, options), two_sided.left(W, task, options)
+    right, left = soft.solve(task, soft.Options()), left_side(W, task, options)
     new = TwoSidedEdit(right, left).apply_to_weight(W)
     torch.testing.assert_close(new @ task.null.T, W @ task.null.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(right.matrix @ task.null.T, task.null.T, atol=1e-8, rtol=0)
@@ -118,16 +119,14 @@ def test_a_family_weighs_as_much_for_each_member():
     one = problem()
     two = Problem(forget=one.forget, retain=one.retain, null=one.null, concepts=torch.zeros(2, D))
     single = Problem(forget=one.forget, retain=one.retain, null=one.null)
-    many = two_sided.solve(two, two_sided.Options(mu=1.0))
-    torch.testing.assert_close(
-        many.matrix, two_sided.solve(single, two_sided.Options(mu=2.0)).matrix
-    )
+    many = soft.solve(two, soft.Options(mu=1.0))
+    torch.testing.assert_close(many.matrix, soft.solve(single, soft.Options(mu=2.0)).matrix)
 
 
 def test_the_right_side_is_the_least_squares_answer_when_nothing_is_cut_or_protected():
     task = problem()
     free = Problem(forget=task.forget, retain=task.retain)
-    edit = two_sided.solve(free, two_sided.Options(mu=2.0, epsilon=0.1, cut=0.0))
+    edit = soft.solve(free, soft.Options(mu=2.0, epsilon=0.1, cut=0.0))
     C = free.retain.ridged(0.1)
     want = C @ torch.linalg.inv(C + 2.0 * free.forget.matrix)
     torch.testing.assert_close(edit.matrix, want, atol=1e-7, rtol=1e-6)
@@ -139,7 +138,7 @@ def test_left_side_against_a_dense_search():
     task = problem(4)
     W = torch.randn(OUT, D, generator=generator(11), dtype=double)
     for move in (0.5, 0.05, 0.005):
-        b = two_sided.left(W, task, two_sided.Options(spare=3.0, move=move)).B[:, 0]
+        b = left_side(W, task, LeftOptions(spare=3.0, move=move)).B[:, 0]
         Y = W @ task.null.T
         Y = Y / Y.norm()
         moved = float((Y.T @ b).norm())
@@ -158,9 +157,7 @@ def test_left_side_against_a_dense_search():
 
 
 def test_cut_keeps_the_rank_low():
-    ranks = [
-        two_sided.solve(problem(), two_sided.Options(cut=c)).rank for c in (0.0, 0.3, 0.9, 1.0)
-    ]
+    ranks = [soft.solve(problem(), soft.Options(cut=c)).rank for c in (0.0, 0.3, 0.9, 1.0)]
     assert ranks == sorted(ranks, reverse=True) and ranks[0] > ranks[2] and ranks[-1] >= 1
 
 
@@ -173,16 +170,16 @@ class TestCertificate:
             f"w{i}": torch.randn(OUT, D, generator=generator(i), dtype=double) for i in range(3)
         }
 
-    def edits(self, options):
-        right = two_sided.solve(self.task, options)
+    def edits(self, left):
+        right = soft.solve(self.task, soft.Options())
         return {
-            n: TwoSidedEdit(right, two_sided.left(w, self.task, options) if options.left else None)
+            n: TwoSidedEdit(right, left_side(w, self.task, left) if left else None)
             for n, w in self.weights.items()
         }
 
-    @pytest.mark.parametrize("left", [False, True])
+    @pytest.mark.parametrize("left", [None, LeftOptions()])
     def test_is_what_the_best_input_of_all_leaves(self, left):
-        edits = self.edits(two_sided.Options(left=left))
+        edits = self.edits(left)
         stack = torch.cat([edits[n].apply_to_weight(w) for n, w in self.weights.items()])
         c = torch.cat([w @ self.task.contrast[0] for w in self.weights.values()])
         best = torch.linalg.lstsq(stack, c).solution
@@ -192,10 +189,10 @@ class TestCertificate:
         assert found["unreachable_before"] == pytest.approx(0, abs=1e-8)
 
     def test_a_right_side_that_can_be_inverted_certifies_nothing_and_a_left_side_does(self):
-        one = certify_values(self.weights, self.edits(two_sided.Options()), self.task.contrast)
+        one = certify_values(self.weights, self.edits(None), self.task.contrast)
         two = certify_values(
             self.weights,
-            self.edits(two_sided.Options(left=True, spare=0, move=1)),
+            self.edits(LeftOptions(spare=0, move=1)),
             self.task.contrast,
         )
         assert one["unreachable"] < 1e-6 < 0.2 < two["unreachable"]

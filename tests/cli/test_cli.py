@@ -158,7 +158,7 @@ def test_preflight_keeps_a_drift_budget(capsys):
 
 
 def test_lists(capsys):
-    assert "two-sided  (default)" in call(capsys, "methods")[1]
+    assert "rayleigh  (default)" in call(capsys, "methods")[1]
     assert "weapons" in call(capsys, "prompts", "list")[1]
     assert "a photo of gun" in call(capsys, "prompts", "show", "weapons")[1]
     code, _, err = call(capsys, "prompts", "show", "nothing")

@@ -120,7 +120,7 @@ class TestVerify:
 
     def test_an_open_left_side(self, tmp_path):
         out = tmp_path / "robust"
-        erase("emoji-sd", "cat", out=out, settings=Settings("two-sided", robust=True))
+        erase("emoji-sd", "cat", out=out, settings=Settings(robust=True))
         assert self.check(out, "emoji-sd", "left sides closed").passed
         state = load_file(out / WEIGHTS)
         name = next(n for n in state if n.endswith("attn2.to_v.weight"))
@@ -188,7 +188,7 @@ class TestExport:
         """Values get one direction more than keys; readers take the first module's rank for all."""
         from erase_sd.fit.solve import fit
 
-        robust = fit(encoder, ["cat"], weights=weights, settings=Settings("two-sided", robust=True))
+        robust = fit(encoder, ["cat"], weights=weights, settings=Settings(robust=True))
         for style, up, down in (
             ("peft", "lora_B.weight", "lora_A.weight"),
             ("kohya", "lora_up.weight", "lora_down.weight"),

@@ -1,9 +1,8 @@
 """Closed-form erasure methods: pure functions from a `Problem` to a `LowRankEdit`.
 
 Each lives in the file named for it (`unlink-oblique` in `unlink_oblique.py`), which holds its
-`Options`, its `solve(problem, options)` and, if it edits what the weights write, its
-`left(weight, problem, options)`. One line below registers it; nothing is imported before it
-is asked for.
+`Options` and its `solve(problem, options)`. One line below registers it; nothing is imported before
+it is asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from erase_sd.algebra import options as opt
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from erase_sd.algebra.edit import LowRankEdit
     from erase_sd.algebra.problem import Problem
 
@@ -54,10 +51,9 @@ class Method:
             no target.
         kinds: Which projections its right side edits.
         strength: Default strength.
-        weights: What it needs of the weights: nothing, `Σ WᵀW`, or each of them for a left side.
+        weights: What it needs of the weights: nothing or `Σ WᵀW`.
         style: Options that are otherwise for styles, which spread over every word of a prompt.
         style_strength: Their strength, where it is another.
-        robust: Options that are otherwise where an attacker must not bring the concept back.
     """
 
     name: str
@@ -69,10 +65,9 @@ class Method:
     anchor: str | None = None
     kinds: Literal["k", "v", "kv"] = "kv"
     strength: float = 1.0
-    weights: Literal["none", "gram", "left"] = "none"
+    weights: Literal["none", "gram"] = "none"
     style: Mapping[str, Any] = field(default_factory=dict)
     style_strength: float | None = None
-    robust: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def _module(self) -> Any:
@@ -83,9 +78,7 @@ class Method:
         """Its options dataclass."""
         return self._module.Options
 
-    def make_options(
-        self, given: Mapping[str, Any], *, style: bool = False, robust: bool = False
-    ) -> Any:
+    def make_options(self, given: Mapping[str, Any], *, style: bool = False) -> Any:
         """Its options from names and values.
 
         Raises:
@@ -93,7 +86,7 @@ class Method:
         """
         return opt.make(
             self.options,
-            {**(self.style if style else {}), **(self.robust if robust else {}), **given},
+            {**(self.style if style else {}), **given},
             owner=self.name,
         )
 
@@ -101,21 +94,8 @@ class Method:
         """The edit of the features."""
         return self._module.solve(problem, options)
 
-    def left(self, weight: Tensor, problem: Problem, options: Any) -> LowRankEdit:
-        """The edit of what one weight writes."""
-        return self._module.left(weight, problem, options)
-
 
 _ALL = (
-    Method(
-        "two-sided",
-        "soft gains on what is read; with --robust also a left side that no input can write through",
-        "this project: docs/methods.md",
-        retain="background",
-        contexts=_SENTENCES,
-        weights="left",
-        robust={"left": True},
-    ),
     Method(
         "rayleigh",
         "generalized Rayleigh quotient in its consistent form; protects a background of ordinary "
@@ -126,6 +106,13 @@ _ALL = (
         strength=1.25,
         style={"share": 0.03},
         style_strength=1.5,
+    ),
+    Method(
+        "soft",
+        "every direction with a gain of its own, by least squares; nothing is overshot",
+        "this project: docs/methods.md",
+        retain="background",
+        contexts=_SENTENCES,
     ),
     Method(
         "unlink",
@@ -193,7 +180,7 @@ _ALL = (
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-DEFAULT = "two-sided"
+DEFAULT = "rayleigh"
 
 
 def get_method(name: str) -> Method:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from erase_sd.cli.main import main
-from erase_sd.fit.solve import fit
+from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 from erase_sd.text.encoder import TextEncoder
@@ -116,7 +116,12 @@ def model(request):
             p.copy_(torch.randn(p.shape) * (0.3 if p.ndim > 1 else 0.1))
     pipe.set_progress_bar_config(disable=True)
     encoder = TextEncoder.of(pipe)
-    erasure = fit(encoder, ["cat"], method="unlink-oblique", weights=LiveErasure.of(pipe).originals())
+    erasure = fit(
+        encoder,
+        ["cat"],
+        weights=LiveErasure.of(pipe).originals(),
+        settings=Settings("unlink-oblique"),
+    )
     return request.param, pipe, encoder, erasure
 
 

@@ -1,4 +1,4 @@
-"""The two-sided edit: the concept is not read where text says it, and not written whatever is read."""
+"""The left side of an edit: what a weight can no longer write, whatever it reads."""
 
 from __future__ import annotations
 
@@ -9,69 +9,30 @@ from torch import Tensor
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
-from erase_sd.algebra.problem import Problem, unprotected
-from erase_sd.algebra.quotient import quotient
+from erase_sd.algebra.problem import Problem
 
 _HALVINGS = 60  # of the search for the least penalty, in powers of ten
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of the two-sided edit.
+class LeftOptions:
+    """Options of a left side.
 
     Attributes:
-        mu: How much each forget prompt weighs against ordinary text on the right.
-        epsilon: Relative ridge on the moment of ordinary text.
-        rank: Number of directions on the right; None takes all whose gain is at least `cut`.
-        cut: See `rank`; it keeps the rank low.
-        left: Whether to close the left side too: no input can then make the values write what sets
-            the concept apart.
-        spare: How much the left side is freed of what other things are drawn with; 0 closes most
-            and harms most.
-        move: How far a left side may move the empty prompt's outputs, relative to their norm.
+        spare: How much it is freed of what other things are drawn with; 0 closes most and harms
+            most.
+        move: How far it may move the empty prompt's outputs, relative to their norm.
     """
 
-    mu: float = 0.3
-    epsilon: float = 1e-4
-    rank: int | None = None
-    cut: float = 0.2
-    left: bool = False
     spare: float = 10.0
     move: float = 0.009
 
     def __post_init__(self) -> None:
-        within("mu", self.mu, 1e-9, 1e9)
-        within("epsilon", self.epsilon, 1e-12, 1e12)
-        within("rank", self.rank, 1)
-        within("cut", self.cut, 0, 1)
         within("spare", self.spare, 0, 1e9)
         within("move", self.move, 1e-9, 1)
 
 
-def solve(problem: Problem, options: Options) -> LowRankEdit:
-    """`T = I − Σ gᵢ (C_f uᵢ / vᵢ) uᵢᵀ` with `gᵢ = μ vᵢ / (1 + μ vᵢ)`: no direction is overshot.
-
-    `C_f u = v C u` on the directions that may be read, `UᵀCU = I`. This is the least-squares answer
-    `C (C + μ C_f)⁻¹` under exact protection, of low rank because small gains are left out. The forget
-    moment is a mean over prompts; μ is for each of them, so that a family's members do not share it.
-
-    Raises:
-        NothingLeft: If the forget prompts look like what is protected.
-        ValueError: If `rank` is beyond what the forget prompts span.
-    """
-    values, U = quotient(problem, unprotected(problem), options.epsilon)
-    mu = options.mu * max(1, len(problem.concepts))
-    gains = mu * values / (1 + mu * values)
-    rank = options.rank or max(1, int((gains >= options.cut).sum()))
-    if rank > len(gains):
-        raise ValueError(
-            f"rank {rank} asked, but the forget prompts span {len(gains)} unprotected dimensions"
-        )
-    carriers = problem.forget.matrix @ U[:, :rank] / values[:rank]
-    return LowRankEdit(carriers * gains[:rank], U[:, :rank])
-
-
-def left(weight: Tensor, problem: Problem, options: Options) -> LowRankEdit:
+def left_side(weight: Tensor, problem: Problem, options: LeftOptions) -> LowRankEdit:
     """`L = I − b bᵀ` with a unit `b` along what sets the concept apart in a weight's outputs.
 
     Since `bᵀ L = 0`, `bᵀ L W T x = 0` for every input `x`; and of all maps that never write along `b`,
@@ -82,7 +43,7 @@ def left(weight: Tensor, problem: Problem, options: Options) -> LowRankEdit:
     Args:
         weight: `(d_out, d)`; columns past the features' width read no text.
         problem: Its `contrast`, `drawn`, `null` and `named` are used.
-        options: See `Options`.
+        options: See `LeftOptions`.
     """
     W = weight[:, : problem.width].to(torch.float64).cpu()
     others = W @ problem.drawn.T

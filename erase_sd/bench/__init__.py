@@ -1,1 +1,0 @@
-"""Measurements at real size: `python -m erase_sd.bench` and `python -m erase_sd.bench.faults`."""

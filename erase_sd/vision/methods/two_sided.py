@@ -1,0 +1,149 @@
+"""Two-sided edits of features.
+
+What reads the forgotten is taken out, what their second guess looks like is put in.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from erase_sd.vision.cache import Run
+from erase_sd.vision.layers import Layer, evaluating, in_order, layers, place, watching
+from erase_sd.vision.samples import Samples
+from erase_sd.vision.task import Task
+from erase_sd.vision.train import logits
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """Options of `two_sided`.
+
+    Attributes:
+        layers: Which, see `erase_sd.vision.layers`, edited in the order in which they run; None
+            takes the last two.
+        samples: At most so many retained samples, and half as many forget samples, are read.
+        rows: At most about so many rows of each layer and set, whole samples of them.
+        mu: How much a forget row weighs against a retained one.
+        epsilon: Relative ridge on the moments.
+    """
+
+    layers: str | tuple[str, ...] | None = None
+    samples: int = 2500
+    rows: int = 64_000
+    mu: float = 0.3
+    epsilon: float = 1e-3
+
+
+def two_sided(model: nn.Module, task: Task, options: TwoSided, run: Run) -> nn.Module:
+    """Layer after layer the least squares of two wishes, in closed form.
+
+    A retained row keeps its output, `W' x = W x`. A forget row's output becomes `m`, the mean
+    output at its place in the image over retained samples of its second guess, the class that the
+    model finds likeliest after the forgotten: `W' = W T + μ E[m xᵀ] K⁻¹`, `K = C_r + μ C_f + ε s
+    I`, `T = I − μ C_f K⁻¹`. `T` is the right side, which takes out what reads the forgotten under
+    the protection of the layer's retained moment; the other term is the left side, which writes in
+    its place what the neighbours look like. Features come from the model as edited so far.
+
+    An edit of the last layer alone hides a class from the logits and leaves it in the features;
+    this one moves the features themselves, so that a classifier fitted anew finds less to hold on
+    to.
+
+    Raises:
+        ValueError: If no whole class is forgotten.
+    """
+    if not task.classes:
+        raise ValueError("two-sided sends whole classes elsewhere; these samples' classes stay")
+    retain = task.retain.sample(options.samples, run.seed)
+    forget = task.forget.sample(max(1, options.samples // 2), run.seed)
+    out = logits(model, forget.x)
+    guess = out.index_fill(1, torch.tensor(task.classes), -torch.inf).argmax(1)
+    forget = forget.relabelled(guess)
+    new = copy.deepcopy(model)
+    order = in_order(new, forget.x)
+    if options.layers is None:
+        chosen = order[-2:]
+        run.chose(layers=tuple(y.name for y in chosen))
+    else:
+        asked = {y.name for y in layers(new, options.layers, forget.x)}
+        chosen = [y for y in order if y.name in asked]
+    for layer in chosen:
+        kept, gone = (_rows(new, layer, part, options.rows) for part in (retain, forget))
+        pairs = zip(layer.matrices(), kept, gone, strict=True)
+        layer.write([W + change(W, r, f, options).to(W) for W, r, f in pairs])
+    return new
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What one group of a layer reads.
+
+    Attributes:
+        x: `(n, places, d)` float32.
+        y: `(n,)` class of each sample, or of its second guess.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def second(self) -> Tensor:
+        """`Xᵀ X / rows`, `(d, d)` float64."""
+        flat = self.x.flatten(0, 1)
+        return (flat.T @ flat).double() / len(flat)
+
+
+def change(W: Tensor, kept: Rows, gone: Rows, options: TwoSided) -> Tensor:
+    """What is added to a weight, `(d_out, d)` float64.
+
+    Args:
+        W: `(d_out, d)`.
+        kept: Retained rows and their classes.
+        gone: Forget rows and the classes of their second guesses.
+        options: Of the method.
+    """
+    weight = W.float().cpu()
+    target = gone.x @ weight.T
+    for j in torch.unique(gone.y).tolist():
+        neighbours = kept.x[kept.y == j]
+        if len(neighbours):
+            target[gone.y == j] = neighbours.mean(0) @ weight.T
+    moved = (target - gone.x @ weight.T).flatten(0, 1)
+    flat = gone.x.flatten(0, 1)
+    K = kept.second() + options.mu * gone.second()
+    ridge = options.epsilon * K.trace() / len(K)
+    if float(ridge) <= 0:
+        return torch.zeros(weight.shape, dtype=torch.float64)
+    K = K + ridge * torch.eye(len(K), dtype=torch.float64)
+    wanted = options.mu * (moved.T @ flat).double() / len(flat)
+    solved: Tensor = torch.linalg.solve(K, wanted.T)
+    return solved.T
+
+
+@torch.no_grad()
+def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[Rows]:
+    """For each group of a layer what it reads on as many samples as give about `limit` rows.
+
+    At least 100.
+    """
+    found: list[list[Tensor]] = [[] for _ in range(layer.groups)]
+    counts: list[int] = []
+
+    def see(layer: Layer, x: Tensor) -> None:
+        for chunk in layer.rows(x):
+            for group, rows in zip(found, chunk, strict=True):
+                group.append(rows.float().cpu())
+        counts.append(sum(len(r) for r in found[0]))
+
+    device, dtype = place(model)
+    used = 0
+    with evaluating(model), watching([layer], see):
+        for index in torch.split(torch.arange(len(samples)), 100):
+            model(samples.x[index].to(device, dtype))
+            used += len(index)
+            if counts[-1] >= limit:
+                break
+    labels = samples.y[:used]
+    return [Rows(torch.cat(g).reshape(used, -1, layer.width), labels) for g in found]

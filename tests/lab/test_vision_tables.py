@@ -1,0 +1,271 @@
+"""The papers' tables: which runs they are, resumed, with failures counted."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from erase_sd.vision import Data, Recipe, Samples, build, load_data, make_task, unlearn
+from erase_sd.vision.train import logits, train
+from lab.vision_cases import TABLES, Case, Setting, cases
+from lab.vision_parts import PUBLISHED
+from lab.vision_pgu import World, figures, in_steps, poisoned, removal
+from lab.vision_presets import GRIDS, PRESETS, preset_of
+from lab.vision_report import average, markdown
+from lab.vision_tables import headed, main, run, shown
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    return train(build("mlp", 10, 1), Samples(digits.train_x, digits.train_y), Recipe(epochs=15))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_has_runs_that_its_methods_take(digits, table):
+    """Each run's options are options of its method, and rows are told apart by what is in them."""
+    from erase_sd.vision.methods import options_of
+
+    fine = Data(
+        "digits",
+        digits.train_x,
+        digits.train_y,
+        digits.test_x,
+        digits.test_y,
+        digits.classes,
+        tuple(f"{int(c)}{'ab'[i % 2]}" for i, c in enumerate(digits.train_y)),
+        tuple(f"{int(c)}a" for c in digits.test_y),
+    )
+    found = cases(table, fine, methods=["rayleigh", "unlink", "mask"], classes=[0, 1], seeds=2)
+    assert len({c.row for c in found}) >= 2 and {c.seed for c in found} == {0, 1}
+    rows: dict[str, set[str]] = {}
+    for c in found:
+        options_of(c.method, dict(c.options))
+        told = json.dumps(
+            [c.method, dict(c.options), c.shots, c.external, bool(c.siblings), c.forget.count(",")]
+        )
+        rows.setdefault(c.row, set()).add(told)
+    assert all(len(kinds) == 1 for kinds in rows.values()) and len(
+        {k for v in rows.values() for k in v}
+    ) == len(rows)
+
+
+def test_several_classes_show_unlink_at_other_ks_too(digits):
+    found = cases("multi-class", digits, methods=["unlink"], classes=[0, 1], seeds=1)
+    assert {c.row for c in found if "3 classes" in c.row} == {"unlink, 3 classes"} | {
+        f"unlink k = {k}, 3 classes" for k in (1, 2, 5, 10)
+    }
+
+
+def test_presets_and_grids_are_of_options_that_exist():
+    from erase_sd.vision.methods import options_of
+
+    for (method, _), options in PRESETS.items():
+        options_of(method, options)
+    for method, grid in GRIDS.items():
+        options_of(method, {k: v[0] for k, v in grid.items()})
+    assert (
+        preset_of("ga", "digits mlp") == {"lr": 0.03, "epochs": 10}
+        and preset_of("unlink", "digits") == {}
+    )
+
+
+def test_failed_runs_are_counted_and_not_averaged():
+    runs = [{"row": "ga", "numbers": {"UA": 100.0}, "why": ""}]
+    runs += [{"row": "ga", "numbers": {}, "why": "ValueError: the loss became nan"}] * 9
+    (row,) = average(runs)
+    assert (row["runs"], row["failed"], row["mean"]) == (10, 9, {"UA": 100.0})
+    text = markdown([row])
+    assert (
+        "| ga (9 of 10 failed) | 100.00 |" in text
+        and "ga, 9 of 10: ValueError: the loss became nan." in text
+    )
+
+
+def test_published_numbers_stand_in_rows_that_say_so():
+    rows = average([{"row": "unlink", "numbers": {"UA": 92.0, "RA": 99.0}, "why": ""}])
+    text = markdown(rows, {"*published: Unlink*": ["98.04", "99.47"]})
+    assert "| *published: Unlink* | 98.04 | 99.47 |" in text
+    assert all(isinstance(n, list) for table in PUBLISHED.values() for n in table.values())
+
+
+class Attention(nn.Module):
+    """A network without biases, whose second derivatives and forward ones are refused."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10, bias=False)
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            raise NotImplementedError("no derivative of this kernel")
+        return self.head(x.flatten(1))
+
+
+def test_a_method_that_does_not_apply_costs_its_row_alone(digits, tmp_path):
+    torch.manual_seed(0)
+    model = Attention()
+    setting = Setting(digits, lambda seed: model, "digits", False, "linear")
+    methods = ["affine", "unlink", "second-order", "ga"]
+    rows = run("class-wise", setting, tmp_path, methods=methods, classes=[0], seeds=1)
+    assert [r["failed"] for r in rows] == [0, 1, 0, 1, 1]
+    text = markdown(rows)
+    assert "has no bias" in text and "NotImplementedError: no derivative" in text
+
+
+def test_a_table_is_resumed(tmp_path, capsys):
+    argv = [
+        "class-wise",
+        "--model",
+        "mlp",
+        "--train",
+        "--epochs",
+        "4",
+        "--classes",
+        "3",
+        "--method",
+        "rayleigh",
+        "--method",
+        "mask",
+        "--no-retrain",
+        "--work",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(argv) == 0
+    first = json.loads((tmp_path / "class-wise.json").read_text())
+    assert [r["row"] for r in first] == ["original", "rayleigh", "mask"] and first[2]["mean"][
+        "UA"
+    ] == 100
+    (journal,) = tmp_path.glob("*.jsonl")
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:2], lines[2][:40]]))  # the last line was cut
+    assert main(argv) == 0
+    again = json.loads((tmp_path / "class-wise.json").read_text())
+    drop = lambda rows: [{k: v for k, v in r["mean"].items() if k != "seconds"} for r in rows]  # noqa: E731
+    assert drop(again) == drop(first) and again[1]["mean"]["seconds"] == first[1]["mean"]["seconds"]
+    with pytest.raises(SystemExit):
+        main(
+            ["ranks", "--model", "mlp", "--train", "--method", "gf"]
+        )  # an option that would do nothing
+
+
+def test_another_model_of_the_same_name_is_measured_anew(digits, trained, tmp_path):
+    other = unlearn(trained, make_task(digits, "class:5")).model
+    found = []
+    for model, identity in ((trained, "first"), (other, "second")):
+        setting = Setting(digits, lambda seed, m=model: m, "digits", False, "same", identity)
+        found.append(run("class-wise", setting, tmp_path, methods=["mask"], classes=[5], seeds=1))
+    assert found[0][0]["mean"]["UA"] < 10 < 90 < found[1][0]["mean"]["UA"]
+
+
+def test_headed_gives_the_same_numbers_and_its_time_counts(digits, trained, tmp_path):
+    head, features, each = headed(trained, digits)
+    a = unlearn(trained, make_task(digits, "class:3")).model
+    b = unlearn(head, make_task(features, "class:3")).model
+    torch.testing.assert_close(
+        logits(a, digits.test_x), logits(b, features.test_x), atol=1e-4, rtol=1e-4
+    )
+    assert each > 0
+    setting = Setting(features, lambda seed: head, "digits", False, "head", passes=1.0)
+    rows = run(
+        "class-wise",
+        setting,
+        tmp_path,
+        methods=["unlink", "rayleigh", "mask"],
+        classes=[3],
+        seeds=1,
+    )
+    forget, whole = int((digits.train_y == 3).sum()), len(digits.train_y)
+    assert (
+        forget < rows[1]["mean"]["seconds"] < forget + 1
+        and whole < rows[2]["mean"]["seconds"] < whole + 1
+        and rows[3]["mean"]["seconds"] < 1  # a mask reads nothing
+    )
+
+
+def test_what_a_method_is_shown(digits):
+    fine = tuple("ab"[i % 2] + str(int(c)) for i, c in enumerate(digits.train_y))
+    data = Data(
+        "digits",
+        digits.train_x,
+        digits.train_y,
+        digits.test_x,
+        digits.test_y,
+        digits.classes,
+        fine,
+        fine[: len(digits.test_y)],
+    )
+    setting = Setting(data, lambda seed: None, "digits", False, "x", outside=data)
+    task = make_task(data, "subclass:a3")
+    seen = shown(task, Case("r", "subclass:a3", "rayleigh", 0, siblings=("b3",)), setting)
+    assert set(seen.retain.y.tolist()) == {3} and len(seen.retain) == sum(f == "b3" for f in fine)
+    task = make_task(data, "class:3")
+    few = shown(task, Case("r", "class:3", "unlink", 0, shots=5), setting)
+    assert len(few.forget) == 5 and len(few.retain) == len(task.retain)
+    inside = Setting(data, lambda seed: None, "digits", False, "x")
+    external = shown(task, Case("r", "class:3", "unlink", 0, external=True), inside)
+    assert external.forget is task.test_forget
+
+
+class TestPguSetUps:
+    @pytest.fixture(scope="class")
+    def world(self, digits):
+        few = torch.arange(0, len(digits.train_y), 2)
+        data = Data(
+            "digits",
+            digits.train_x[few],
+            digits.train_y[few],
+            digits.test_x,
+            digits.test_y,
+            digits.classes,
+        )
+        return World(data, "mlp", Recipe(epochs=12))
+
+    def test_samples_and_classes(self, world):
+        rows = {r["row"]: r["mean"] for r in removal(world, "class:0#7", 1)}
+        assert set(rows) == {"original", "retrained", "eu-k", "ntk", "scrub", "pgu"}
+        assert set(rows["original"]) == {"D_f error", "D_r error", "D_test error"}
+        rows = {r["row"]: r["mean"] for r in removal(world, "class:0,1,2,3,4", 1)}
+        assert set(rows["original"]) == {
+            "D_r error",
+            "D_test error",
+        }  # the forgotten classes' rows are dropped
+
+    def test_steps_of_samples_of_every_class(self, world):
+        rows = {r["row"]: r["mean"] for r in in_steps(world, 2, 2, 1)}
+        assert list(rows) == [
+            "PGU, 0 to 20",
+            "retrained, 0 to 20",
+            "PGU, 20 to 40",
+            "retrained, 20 to 40",
+        ]
+        assert rows["PGU, 20 to 40"]["D_test error"] < 25
+
+    def test_flipped_labels(self, world):
+        rows = {r["row"]: r["mean"] for r in poisoned(world, 1)}
+        assert list(rows) == ["poisoned", "clean", "PGU", "first-order", "second-order"]
+        half = {row: numbers["50% flipped"] for row, numbers in rows.items()}
+        assert (
+            half["poisoned"] < half["PGU"] - 10
+            and half["clean"] > 60
+            and half["first-order"] < half["PGU"]
+        )
+
+    def test_figures(self, world):
+        picture, rows = figures(world, "class:0#7", 3)
+        found = {r["row"]: r["mean"] for r in rows}
+        assert picture[:4] == b"\x89PNG" and set(found) == {
+            "original",
+            "retrained",
+            "pgu",
+            "scrub",
+            "eu-k",
+        }
+        assert all(0 <= n["MIA AUC"] <= 1 for n in found.values())

@@ -1,0 +1,251 @@
+"""`erase-concept vision`: what it does, writes, and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erase_sd.cli.main import main
+from erase_sd.vision import METHODS, load_data, load_model
+from erase_sd.vision.train import logits
+
+FAST = ("--model", "mlp", "--train", "--epochs", "4", "--data", "digits")
+
+
+def told(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_unlearn_measures_and_writes(tmp_path, capsys):
+    out = tmp_path / "new.safetensors"
+    argv = ["vision", "unlearn", *FAST, "--forget", "class:3", "--out", str(out), "--json"]
+    assert main(argv) == 0
+    report = told(capsys)
+    assert report["after"]["UA"] > 90 > report["before"]["UA"] and report["method"] == "rayleigh"
+    assert report["options"] == {
+        "rank": 1,
+        "epsilon": 0.1,
+        "variant": "hard",
+        "layers": "last",
+        "recompute": False,
+    }
+    x = load_data("digits").test_x
+    assert logits(load_model(f"mlp:{out}", 10, 1), x).shape == (len(x), 10)
+    assert main(argv) == 2 and "exists" in capsys.readouterr().err
+    assert main([*argv[:-3], "--dry-run"]) == 0
+    assert "samples to forget" in capsys.readouterr().out
+    assert main([*argv[:-1], "--force", "--option", "rank=1"]) == 0
+    lines = capsys.readouterr().out
+    assert "brought back by relearning" in lines and f"wrote {out}" in lines
+
+
+def test_two_deletions_from_one_cache(tmp_path, capsys):
+    """The reduced cache serves the model that was written.
+
+    The first one does not, and says which would.
+    """
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    whole, left = tmp_path / "whole.safetensors", tmp_path / "left.safetensors"
+    words = ["vision", "unlearn", "--data", "digits", "--method", "pgu", "--json"]
+    argv = [
+        *words,
+        "--model",
+        "mlp",
+        "--train",
+        "--epochs",
+        "10",
+        "--forget",
+        "class:3",
+        "--cache",
+        str(whole),
+    ]
+    assert main([*argv, "--out", str(first), "--cache-out", str(left)]) == 0
+    assert told(capsys)["after"]["UA"] >= 90
+    made = whole.stat().st_mtime_ns
+    again = [*words, "--model", f"mlp:{first}", "--forget", "class:5", "--out", str(second)]
+    assert main([*again, "--cache", str(whole)]) == 2
+    assert (
+        "belongs to another model" in capsys.readouterr().err and whole.stat().st_mtime_ns == made
+    )
+    assert main([*again, "--cache", str(left)]) == 0
+    report = told(capsys)
+    assert report["after"]["UA"] >= 90 and report["after"]["TA"] > 70
+    x, y = load_data("digits").test_x, load_data("digits").test_y
+    taken = logits(load_model(f"mlp:{second}", 10, 1), x).argmax(1)
+    assert (taken[y == 3] == 3).float().mean() < 0.3 and (taken[y == 5] == 5).float().mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["unlearn", "--model", "mlp", "--forget", "class:3"], "mlp is untrained"),
+        (["unlearn", "--model", "nowhere", "--forget", "class:3"], "no model 'nowhere'"),
+        (
+            ["unlearn", "--model", "mlp", "--train", "--data", "x.npz", "--forget", "class:3"],
+            "cannot read x.npz",
+        ),
+        (
+            ["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rnk=2"],
+            "has no option 'rnk'",
+        ),
+        (
+            ["unlearn", "--model", "mlp", "--train", "--forget", "class:3", "--option", "rank"],
+            "key=value",
+        ),
+        (
+            ["unlearn", *FAST, "--forget", "class:3", "--method", "rl", "--cache", "c"],
+            "rl takes no cache",
+        ),
+        (["unlearn", *FAST, "--forget", "class:3", "--cache-out", "c"], "give both"),
+        (
+            ["unlearn", *FAST, "--forget", "class:3", "--method", "mask", "--out", "m"],
+            "nothing to write",
+        ),
+        (["unlearn", *FAST, "--forget", "class:3", "--classes-file", "none"], "no such file"),
+        (["fly"], "no action 'fly'"),
+    ],
+)
+def test_wrong_use(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["vision", *argv]) == 2
+    err = capsys.readouterr().err
+    assert (
+        message in err
+        and len([x for x in err.splitlines() if "step/s" not in x and x.strip()]) == 1
+    )
+
+
+def test_methods_are_listed(capsys):
+    assert main(["vision", "methods", "--json"]) == 0
+    found = told(capsys)
+    assert set(found) == set(METHODS) and found["rayleigh"]["options"]["rank"] is None
+    assert main(["vision", "methods"]) == 0
+    assert "rank = auto" in capsys.readouterr().out
+
+
+def test_help_and_choices_load_no_torch():
+    script = (
+        "import sys\nfrom erase_sd.cli.vision import run\n"
+        "try:\n    run(['unlearn', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "two-sided" in done.stdout
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two classes of pictures in folders, as a user brings them."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i, name in enumerate(("cat", "dog")):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for n in range(4):
+                picture = rng.integers(100 * i, 100 * i + 100, (20, 30, 3)).astype(np.uint8)
+                Image.fromarray(picture).save(tmp_path / "images" / split / name / f"{n}.png")
+    return tmp_path / "images"
+
+
+def test_a_transformers_folder_on_an_image_folder(images, tmp_path, capsys):
+    """The sizes and constants of its preprocessor are taken, and the written folder loads again."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=24,
+        patch_size=8,
+        num_labels=2,
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    preprocessor = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"height": 24, "width": 24},
+    }
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    argv = [
+        "vision",
+        "unlearn",
+        "--model",
+        str(tmp_path / "vit"),
+        "--data",
+        str(images),
+        "--forget",
+        "class:cat",
+    ]
+    assert main([*argv, "--out", str(tmp_path / "new"), "--json"]) == 0
+    assert told(capsys)["options"]["rank"] == 1
+    assert load_model(str(tmp_path / "new"), 2) is not None
+
+
+def test_zero_shot_clip_on_an_image_folder(images, tmp_path, capsys):
+    from erase_sd.emoji.models import load_clip
+
+    clip, tokenizer = load_clip()
+    clip.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    (tmp_path / "names.txt").write_text("tabby cat\nold dog\n")
+    argv = [
+        "vision",
+        "unlearn",
+        "--model",
+        f"clip:{tmp_path / 'clip'}",
+        "--data",
+        str(images),
+        "--size",
+        "64",
+        "--classes-file",
+        str(tmp_path / "names.txt"),
+        "--forget",
+        "class:tabby cat",
+        "--json",
+    ]
+    assert main(argv) == 0
+    assert told(capsys)["forget"] == "class:tabby cat"
+    (tmp_path / "names.txt").write_text("cat\n")
+    assert main(argv) == 2
+    assert "expected 2 names" in capsys.readouterr().err
+
+
+def test_two_processes_gather_the_moments_of_one(tmp_path):
+    script = tmp_path / "gather.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from accelerate import PartialState\n"
+        "from erase_sd.vision import build, load_data\n"
+        "from erase_sd.vision.features import collect, gathered\n"
+        "from erase_sd.vision.layers import layers\n"
+        "state = PartialState(cpu=True)\n"
+        "model, x = build('mlp', 10, 1, seed=0).eval(), load_data('digits').train_x[:100]\n"
+        "own = x[state.process_index :: state.num_processes]\n"
+        "found = gathered(collect(model, layers(model), own))\n"
+        "alone = collect(model, layers(model), x)\n"
+        "assert state.num_processes == 2\n"
+        "for name, groups in alone.items():\n"
+        "    for a, b in zip(groups, found[name]):\n"
+        "        torch.testing.assert_close(a.gram, b.gram, atol=1e-9, rtol=1e-9)\n"
+        "        assert a.count == b.count\n"
+        "state.wait_for_everyone()\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
