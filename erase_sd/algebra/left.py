@@ -37,19 +37,19 @@ def left_side(weight: Tensor, problem: Problem, options: LeftOptions) -> LowRank
 
     Since `bᵀ L = 0`, `bᵀ L W T x = 0` for every input `x`; and of all maps that never write along `b`,
     this one changes any other output least. `b ∝ (I + spare · S + ℓ K)⁻¹ W c` for the contrast `c`:
-    `S` is the moment of what other things are drawn with, `K` that of the protected states' outputs,
-    and `ℓ` the least penalty that keeps these to `move`.
+    `S` is the moment of what other things are drawn with, `K` that of the empty prompt's outputs, and
+    `ℓ` the least penalty that keeps these to `move`.
 
     Args:
         weight: `(d_out, d)`; columns past the features' width read no text.
-        problem: Its `contrast`, `drawn`, `null` and `named` are used.
+        problem: Its `contrast`, `drawn` and `null` are used.
         options: See `LeftOptions`.
     """
     W = weight[:, : problem.width].to(torch.float64).cpu()
     others = W @ problem.drawn.T
     A = torch.eye(len(W), dtype=torch.float64) + options.spare * others @ others.T
-    kept = [W @ rows.T for rows in (problem.null, problem.named) if len(rows)]
-    Y = torch.cat([y / y.norm().clamp(min=1e-300) for y in kept] or [W[:, :0]], dim=1)
+    Y = W @ problem.null.T
+    Y = Y / Y.norm().clamp(min=1e-300)
     L = torch.linalg.cholesky(A)
     z = torch.cholesky_solve((W @ problem.contrast.mean(0))[:, None], L)
     b = _within(z, torch.cholesky_solve(Y, L), Y, options.move)

@@ -205,6 +205,8 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         right[stream] = spec.solve(problem, _fitting(chosen.options, stream, problem)).rounded()
         about = certify(right[stream], problem, ordinary=task.ordinary[stream])
         if stream == TOKENS:
+            values: dict[str, Tensor] = {}
+            edits: dict[str, TwoSidedEdit] = {}
             if chosen.left is not None:
                 values = _values(encoder.architecture, own)
                 apart = task.apartness(list(values.values()))
@@ -212,7 +214,7 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
                 left = {n: left_side(w, told, chosen.left).rounded() for n, w in values.items()}
                 edits = {n: TwoSidedEdit(right[stream], left[n]) for n in values}
                 about |= certify_values(values, edits, apart.held_out)
-            drifts = task.drifts(right[stream])
+            drifts = task.drifts(right[stream], edits, values)
             about["retain_contradicts"] = {
                 p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED
             }

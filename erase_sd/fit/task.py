@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.problem import Problem
+from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.models.architectures import POOLED, TOKENS, Stream
 from erase_sd.prompts import clean, neutral
 from erase_sd.text.background import LENGTH, RULE, TEMPLATES, background, meanings
@@ -74,6 +75,13 @@ class Apartness:
     contrast: Tensor
     held_out: Tensor
     drawn: Tensor
+
+
+def _equally(rows: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """Rows `(n, d)` scaled so that each moves the values equally, a mean square of 1 a weight."""
+    outputs = [rows @ w[:, : rows.shape[1]].double().cpu().T for w in values]
+    sizes = torch.stack([y.square().sum(1) for y in outputs]).sum(0)
+    return rows * (len(values) / len(rows) / sizes.clamp(min=1e-300)).sqrt()[:, None]
 
 
 @dataclass(frozen=True)
@@ -200,16 +208,15 @@ class Task:
         ).sum(0)
         order = [i for i in sizes.argsort(descending=True).tolist() if i not in near]
         top = order[: max(1, int(DRAWN * len(means)))]
-        rows = means[top] - means[top].mean(0)
-        outputs = torch.stack(
-            [(rows @ w[:, :width].double().cpu().T).square().sum(1) for w in values]
-        )
-        drawn = rows * (len(values) / len(rows) / outputs.sum(0).clamp(min=1e-300)).sqrt()[:, None]
+        others = means[top].mean(0)
+        spared = [means[top] - others]
+        if self.named:  # together they count as much as all other things
+            spared.append(torch.cat([s.means(RULE) for s in self.named]).double() - others)
         words = list(dict.fromkeys(everything.prompts[i].split()[-1] for i in top))[:COMPARED]
         return Apartness(
-            contrast=self._means(self.forget, TEMPLATES) - means[top].mean(0),
+            contrast=self._means(self.forget, TEMPLATES) - others,
             held_out=self._means(self.forget, HELD_OUT) - self._means(words, HELD_OUT),
-            drawn=drawn,
+            drawn=torch.cat([_equally(rows, values) for rows in spared]),
         )
 
     def _means(self, prompts: Sequence[str], contexts: Sequence[str]) -> Tensor:
@@ -217,17 +224,30 @@ class Task:
         states = self.encoder.stream(in_contexts(prompts, contexts), length=LENGTH)
         return torch.cat([s.means(RULE) for s in states]).double().mean(0, keepdim=True)
 
-    def drifts(self, edit: LowRankEdit, stream: Stream = TOKENS) -> dict[str, float]:
-        """How far an edit moves the states of each prompt that the user named.
+    def drifts(
+        self, edit: LowRankEdit, edits: Mapping[str, TwoSidedEdit], values: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """How far each prompt that the user named moves, relative to its norm.
 
-        Relative to their norm.
+        Args:
+            edit: The edit of the token states.
+            edits: What happens to each value weight; empty without left sides.
+            values: These weights by name.
+
+        Returns:
+            By prompt, the change of its states or, with left sides, of the values' outputs.
         """
         found: dict[str, float] = {}
         for states in self.named:
             for i, prompt in enumerate(states.prompts):
-                rows = states.one(i).rows(RULE, stream).double()
-                moved = float((edit.apply_to_features(rows) - rows).norm())
-                found[prompt] = moved / max(float(rows.norm()), 1e-300)
+                rows = states.one(i).rows(RULE).double()
+                old, new = rows, edit.apply_to_features(rows)
+                if edits:
+                    wide = {n: w[:, : edit.width].double().cpu() for n, w in values.items()}
+                    old = torch.cat([rows @ w.T for w in wide.values()], dim=1)
+                    changed = [edits[n].apply_to_weight(w) for n, w in wide.items()]
+                    new = torch.cat([rows @ w.T for w in changed], dim=1)
+                found[prompt] = float((new - old).norm() / old.norm().clamp(min=1e-300))
         return found
 
     def problem(self, stream: Stream = TOKENS, gram: Tensor | None = None) -> Problem:
