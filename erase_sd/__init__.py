@@ -1,4 +1,7 @@
-"""erase-sd: take a concept out of a text-to-image model, exactly and reversibly, without training."""
+"""erase-sd: take a concept out of a text-to-image model, exactly and reversibly.
+
+Without training.
+"""
 
 from __future__ import annotations
 

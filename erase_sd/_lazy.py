@@ -1,4 +1,7 @@
-"""Public names that are imported on first use (PEP 562), so that importing a package costs nothing."""
+"""Public names that are imported on first use (PEP 562).
+
+So that importing a package costs nothing.
+"""
 
 from __future__ import annotations
 

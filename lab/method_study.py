@@ -263,9 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     study = Study(args.work, args.model)
     best = tune(study, plan)
     entries = measure(study, plan, best)
-    return study_page(
-        plan, best, entries, attack(study, plan, best), args.out, before=before
-    )
+    return study_page(plan, best, entries, attack(study, plan, best), args.out, before=before)
 
 
 if __name__ == "__main__":

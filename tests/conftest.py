@@ -61,6 +61,8 @@ def dog(encoder, weights):
 def pipe(embedded):
     from erase_sd.pipelines import EraseStableDiffusionPipeline
 
-    pipe = EraseStableDiffusionPipeline.from_pretrained(embedded, dtype=torch.float32, local_files_only=True)
+    pipe = EraseStableDiffusionPipeline.from_pretrained(
+        embedded, dtype=torch.float32, local_files_only=True
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -11,14 +11,23 @@ def test_the_study_in_the_readme_is_the_study():
     sections = re.split(r"^## (?=object|family|artist|ten|Attacked)", page, flags=re.MULTILINE)[1:5]
     own, rival, published = [], [], []
     for section in sections:
-        rows = {r[0].strip(): r[1].strip() for r in re.findall(r"^\| ([a-z][^|]*)\| ([\d.]+) ", section, re.MULTILINE)}
+        rows = {
+            r[0].strip(): r[1].strip()
+            for r in re.findall(r"^\| ([a-z][^|]*)\| ([\d.]+) ", section, re.MULTILINE)
+        }
         own.append(rows["rayleigh (the default)"])
         rows = {name: value for name, value in rows.items() if not name.startswith("rayleigh")}
         rival.append(max(rows.values()))
         published.append(rows.get("unlink (as published)", rows.get("unlink")))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, values in (("default", own), ("best rival", rival), ("Unlink as published", published)):
-        line = next(row for row in readme.splitlines() if row.startswith("|") and name in row.split("|")[1])
+    for name, values in (
+        ("default", own),
+        ("best rival", rival),
+        ("Unlink as published", published),
+    ):
+        line = next(
+            row for row in readme.splitlines() if row.startswith("|") and name in row.split("|")[1]
+        )
         assert re.findall(r"0\.\d{3}", line) == values, line
 
 

@@ -10,7 +10,9 @@ HEAVY = ("torch", "diffusers", "transformers", "gradio", "matplotlib")
 
 def loaded(code):
     script = f"{code}\nimport sys; print(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
 
 
@@ -21,8 +23,16 @@ def loaded(code):
         ("from erase_sd.cli.main import main; main(['--help'])", set()),
         ("from erase_sd.cli.main import main\nmain(['erase', '--help'])", set()),
         ("from erase_sd.cli.main import main\nmain(['demo', '--help'])", set()),
-        ("import erase_sd.algebra.moments, erase_sd.algebra.edit, erase_sd.algebra.methods.rayleigh", {"torch"}),
-        ("import erase_sd.artifact.erasure, erase_sd.models.checkpoint, erase_sd.artifact.lora, erase_sd.algebra.certificate", {"torch"}),
+        (
+            "import erase_sd.algebra.moments, erase_sd.algebra.edit, "
+            "erase_sd.algebra.methods.rayleigh",
+            {"torch"},
+        ),
+        (
+            "import erase_sd.artifact.erasure, erase_sd.models.checkpoint, "
+            "erase_sd.artifact.lora, erase_sd.algebra.certificate",
+            {"torch"},
+        ),
     ],
 )
 def test_light_paths_stay_light(code, allowed):

@@ -130,7 +130,8 @@ def certify_values(
     Args:
         weights: The value weights by name.
         edits: What happens to each.
-        contrast: `(m, d)` `μ_f − μ_o` of each concept, in sentences that the edit was not made from.
+        contrast: `(m, d)` `μ_f − μ_o` of each concept, in sentences that the edit was not made
+            from.
 
     Returns:
         `unreachable`, the figure of the concept where it is smallest, and `unreachable_before`, the

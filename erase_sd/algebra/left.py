@@ -35,10 +35,10 @@ class LeftOptions:
 def left_side(weight: Tensor, problem: Problem, options: LeftOptions) -> LowRankEdit:
     """`L = I − b bᵀ` with a unit `b` along what sets the concept apart in a weight's outputs.
 
-    Since `bᵀ L = 0`, `bᵀ L W T x = 0` for every input `x`; and of all maps that never write along `b`,
-    this one changes any other output least. `b ∝ (I + spare · S + ℓ K)⁻¹ W c` for the contrast `c`:
-    `S` is the moment of what other things are drawn with, `K` that of the empty prompt's outputs, and
-    `ℓ` the least penalty that keeps these to `move`.
+    Since `bᵀ L = 0`, `bᵀ L W T x = 0` for every input `x`; and of all maps that never write along
+    `b`, this one changes any other output least. `b ∝ (I + spare · S + ℓ K)⁻¹ W c` for the contrast
+    `c`: `S` is the moment of what other things are drawn with, `K` that of the empty prompt's
+    outputs, and `ℓ` the least penalty that keeps these to `move`.
 
     Args:
         weight: `(d_out, d)`; columns past the features' width read no text.

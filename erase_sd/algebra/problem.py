@@ -30,7 +30,8 @@ class Problem:
         anchors: `(c, d)` where methods with targets move each concept.
         kept: `(p, d)` last-subject state of each listed retain prompt.
         named: `(n, d)` all states of the prompts a user named to keep.
-        contrast: `(m, d)` what sets each concept apart from other things: differences of mean states.
+        contrast: `(m, d)` what sets each concept apart from other things: differences of mean
+            states.
         drawn: `(n, d)` other things' mean states, each scaled to move the values equally in all.
         weight_gram: `(d, d)` sum of `Wᵀ W` over the weights to be edited; zeros if not gathered.
     """

@@ -64,8 +64,10 @@ def variants_of(asked: Asked, protocol: Protocol, base: Checkpoint, model: str) 
         erasure = Erasure.load(path)
         erasure.check_base(weights)
         about = identity | {
-            "erasure": path.name, "sha256": file_hash(path), "concepts": list(erasure.names)
-        }  # fmt: skip
+            "erasure": path.name,
+            "sha256": file_hash(path),
+            "concepts": list(erasure.names),
+        }
         variants.append(Variant(name, "", about, _always(erasure)))
     variants += _by_method(asked, protocol, base, weights, identity)
     for path in asked.checkpoints:
@@ -114,12 +116,16 @@ def _by_method(
         Variant(
             method + ("-robust" if robust else ""),
             "",
-            {**identity, "method": method,
-             "options": described(METHODS[method].make_options({})) | ({"robust": True} if robust else {})},
+            {
+                **identity,
+                "method": method,
+                "options": described(METHODS[method].make_options({}))
+                | ({"robust": True} if robust else {}),
+            },
             maker(method, robust),
         )
         for method, robust in wanted
-    ]  # fmt: skip
+    ]
 
 
 def pipelines_of(

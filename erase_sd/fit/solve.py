@@ -39,8 +39,8 @@ class Settings:
         strength: 1 is the method's own edit; 0 changes nothing.
         contexts: Sentences that short forget prompts are put in.
         near: Cosine above which a background prompt is left out of the retain moment.
-        robust: Also erase the vocabulary's synonyms of the concept, and close the left side, so that
-            no input can make the values write what sets it apart.
+        robust: Also erase the vocabulary's synonyms of the concept, and close the left side, so
+            that no input can make the values write what sets it apart.
         left: How far the left side goes, if `robust`.
         options: The method's own options, by name.
     """
@@ -205,16 +205,8 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         right[stream] = spec.solve(problem, _fitting(chosen.options, stream, problem)).rounded()
         about = certify(right[stream], problem, ordinary=task.ordinary[stream])
         if stream == TOKENS:
-            values: dict[str, Tensor] = {}
-            edits: dict[str, TwoSidedEdit] = {}
-            if chosen.left is not None:
-                values = _values(encoder.architecture, own)
-                apart = task.apartness(list(values.values()))
-                told = replace(problem, contrast=apart.contrast, drawn=apart.drawn)
-                left = {n: left_side(w, told, chosen.left).rounded() for n, w in values.items()}
-                edits = {n: TwoSidedEdit(right[stream], left[n]) for n in values}
-                about |= certify_values(values, edits, apart.held_out)
-            drifts = task.drifts(right[stream], edits, values)
+            left, closed, drifts = _left(task, problem, own, right[stream], chosen.left)
+            about |= closed
             about["retain_contradicts"] = {
                 p: round(d, 4) for p, d in drifts.items() if d > CONTRADICTED
             }
@@ -232,6 +224,25 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         options=_used(chosen, right[TOKENS]),
         certificate=certificates.pop(TOKENS, {}) | certificates,
     )
+
+
+def _left(
+    task: Task,
+    problem: Problem,
+    weights: Mapping[str, Tensor],
+    right: LowRankEdit,
+    options: LeftOptions | None,
+) -> tuple[dict[str, LowRankEdit], dict[str, float], dict[str, float]]:
+    """The left side of each value weight, its certificate, and how far named prompts move."""
+    if options is None:
+        return {}, {}, task.drifts(right, {}, {})
+    values = _values(task.encoder.architecture, weights)
+    apart = task.apartness(list(values.values()))
+    told = replace(problem, contrast=apart.contrast, drawn=apart.drawn)
+    left = {n: left_side(w, told, options).rounded() for n, w in values.items()}
+    edits = {n: TwoSidedEdit(right, side) for n, side in left.items()}
+    about = certify_values(values, edits, apart.held_out)
+    return left, about, task.drifts(right, edits, values)
 
 
 def _values(architecture: Architecture, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -193,8 +193,8 @@ class Task:
     def apartness(self, values: Sequence[Tensor]) -> Apartness:
         """What sets the forget prompts apart from other things that the model can draw.
 
-        A tokenizer's vocabulary is full of words that draw nothing. Those whose mean state moves the
-        values most are what a concept is compared with, in the same sentences.
+        A tokenizer's vocabulary is full of words that draw nothing. Those whose mean state moves
+        the values most are what a concept is compared with, in the same sentences.
 
         Args:
             values: Weights whose outputs are what attention passes on.

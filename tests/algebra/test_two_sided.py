@@ -78,7 +78,10 @@ def test_scale_zero_is_the_weight_bit_for_bit():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_input_writes_along_the_left_side(seed):
-    """`bᵀ L W T x = 0` for every x: here for the inputs that try hardest, the singular vectors of W'."""
+    """`bᵀ L W T x = 0` for every x.
+
+    Here for the inputs that try hardest, the singular vectors of W'.
+    """
     task, options = problem(seed), LeftOptions()
     W = torch.randn(OUT, D, generator=generator(seed + 9), dtype=double)
     edit = TwoSidedEdit(soft.solve(task, soft.Options()), left_side(W, task, options))

@@ -73,11 +73,13 @@ def test_ldm_names_go_there_and_back(models, kind):
 
 
 def test_published_names():
+    k, v = "transformer_blocks.0.attn2.to_k.weight", "transformer_blocks.0.attn2.to_v.weight"
+    deep = "transformer_blocks.9.attn2.to_k.weight"
     pairs = {
-        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-        "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v.weight": "input_blocks.8.1.transformer_blocks.0.attn2.to_v.weight",
-        "mid_block.attentions.0.transformer_blocks.9.attn2.to_k.weight": "middle_block.1.transformer_blocks.9.attn2.to_k.weight",
-        "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k.weight": "output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight",
+        f"down_blocks.0.attentions.0.{k}": f"input_blocks.1.1.{k}",
+        f"down_blocks.2.attentions.1.{v}": f"input_blocks.8.1.{v}",
+        f"mid_block.attentions.0.{deep}": f"middle_block.1.{deep}",
+        f"up_blocks.1.attentions.2.{k}": f"output_blocks.5.1.{k}",
         "add_embedding.linear_1.weight": "label_emb.0.0.weight",
     }
     for mine, theirs in pairs.items():

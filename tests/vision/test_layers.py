@@ -60,7 +60,9 @@ def test_an_edit_of_the_weight_is_an_edit_of_the_features():
     new = edited(model, {"0": edits})
     layer, x = layers(model, "0")[0], torch.randn(5, 2, 5, 5).double()
     (parts,) = layer.rows(x)
-    moved = [e.apply_to_features(r) @ w.T for e, r, w in zip(edits, parts, layer.matrices(), strict=True)]
+    moved = [
+        e.apply_to_features(r) @ w.T for e, r, w in zip(edits, parts, layer.matrices(), strict=True)
+    ]
     out = (
         torch.cat(moved, 1).reshape(5, 25, 4).transpose(1, 2).reshape(5, 4, 5, 5)
         + model[0].bias[:, None, None]

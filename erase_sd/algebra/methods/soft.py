@@ -37,8 +37,9 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     """`T = I − Σ gᵢ (C_f uᵢ / vᵢ) uᵢᵀ` with `gᵢ = μ vᵢ / (1 + μ vᵢ)`: no direction is overshot.
 
     `C_f u = v C u` on the directions that may be read, `UᵀCU = I`. This is the least-squares answer
-    `C (C + μ C_f)⁻¹` under exact protection, of low rank because small gains are left out. The forget
-    moment is a mean over prompts; μ is for each of them, so that a family's members do not share it.
+    `C (C + μ C_f)⁻¹` under exact protection, of low rank because small gains are left out. The
+    forget moment is a mean over prompts; μ is for each of them, so that a family's members do not
+    share it.
 
     Raises:
         NothingLeft: If the forget prompts look like what is protected.
