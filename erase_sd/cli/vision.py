@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,12 +65,7 @@ def _methods(argv: list[str]) -> int:
     return 0
 
 
-def _arguments(argv: list[str]) -> Namespace:
-    from erase_sd.vision import DEFAULT, METHODS
-
-    p = parser(
-        "vision unlearn", "Make a classifier forget; measure what went and what it cost.", EXAMPLES
-    )
+def _add_model(p: ArgumentParser) -> None:
     p.add_argument(
         "--model",
         required=True,
@@ -96,6 +91,15 @@ def _arguments(argv: list[str]) -> Namespace:
     p.add_argument("--device", default="cpu", help="cpu, cuda, mps")
     p.add_argument("--seed", type=int, default=0, help="of everything random")
     p.add_argument("--json", action="store_true", help="numbers on stdout as JSON")
+
+
+def _arguments(argv: list[str]) -> Namespace:
+    from erase_sd.vision import DEFAULT, METHODS
+
+    p = parser(
+        "vision unlearn", "Make a classifier forget; measure what went and what it cost.", EXAMPLES
+    )
+    _add_model(p)
     p.add_argument(
         "--forget",
         required=True,
@@ -114,8 +118,7 @@ def _arguments(argv: list[str]) -> Namespace:
         type=Path,
         metavar="FILE",
         help="moments of the training data, made if absent; it holds no sample, and with "
-        "it no retained "
-        "sample is read",
+        "it no retained sample is read",
     )
     p.add_argument(
         "--cache-out",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from erase_sd._named import resolve
+from erase_sd._lazy import resolve
 from erase_sd.eval.detectors import Detector, DetectorSpec
 from erase_sd.eval.metrics import pixel_change
 from erase_sd.eval.sheet import Row, before_after_sheet

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from erase_sd._named import named
+from erase_sd._lazy import named
 
 DETECTORS: dict[str, str] = {
     "nudenet": "erase_sd.eval.nudity:NudeNet",

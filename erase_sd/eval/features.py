@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from erase_sd._named import named
+from erase_sd._lazy import named
 
 Embedder = Callable[[Sequence[Any]], np.ndarray]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from huggingface_hub import hf_hub_download
 
-from erase_sd._named import resolve
+from erase_sd._lazy import resolve
 from erase_sd.eval.attacks import ATTACKS, parse
 
 Role = Literal["forget", "retain", "in-domain", "cross-domain"]

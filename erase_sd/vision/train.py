@@ -163,32 +163,46 @@ def train(
         model.train(loop.train_mode)
         labels = samples.y if loop.relabel is None else loop.relabel(epoch)
         for index in batches(len(samples), recipe.batch, generator):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(done / total)
+            _set_rate(optimizer, recipe.rate(done / total))
             picked = samples.x[index]
             x = on(model, augmented(picked, generator) if recipe.augment else picked)
-            value = loss(model(x), on(model, labels[index]), x)
-            if not torch.isfinite(value):
-                raise ValueError(
-                    f"the loss became {float(value.detach())}: lower the learning rate "
-                    f"({recipe.lr})"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
-            if loop.after_step is not None:
-                loop.after_step(optimizer)
+            value = _finite(loss(model(x), on(model, labels[index]), x), recipe)
+            _step(optimizer, value, loop)
             done += 1
             bar.update()
         if loop.resume is not None:
             state = {"epoch": epoch + 1, "about": about, "model": model.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            with atomic_path(loop.resume, force=True) as draft:
-                torch.save(state, draft)
+            _keep(loop.resume, state)
     bar.close()
     for p in model.parameters():
         p.grad = None
     return model.eval()
+
+
+def _step(optimizer: torch.optim.Optimizer, value: Tensor, loop: Loop) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    optimizer.step()
+    if loop.after_step is not None:
+        loop.after_step(optimizer)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _finite(value: Tensor, recipe: Recipe) -> Tensor:
+    if not torch.isfinite(value):
+        told = f"the loss became {float(value.detach())}"
+        raise ValueError(f"{told}: lower the learning rate ({recipe.lr})")
+    return value
+
+
+def _keep(path: Path, state: dict[str, Any]) -> None:
+    with atomic_path(path, force=True) as draft:
+        torch.save(state, draft)
 
 
 def _resumed(

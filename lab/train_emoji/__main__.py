@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from erase_sd._named import resolve
+from erase_sd._lazy import resolve
 from erase_sd.emoji.clip import load_clip
 from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, USUAL
 from lab.train_emoji.stages import RUN

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erase_sd._named import resolve
+from erase_sd._lazy import resolve
 from erase_sd.emoji.judge import judge
 from erase_sd.emoji.render import render
 from erase_sd.emoji.scenes import Scene

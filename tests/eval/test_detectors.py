@@ -140,7 +140,7 @@ def test_detectors_are_known_by_name_and_options(spec, error):
 
 def test_registries_name_what_there_is():
     for name, where in (DETECTORS | EXTRACTORS).items():
-        assert callable(__import__("erase_sd._named", fromlist=["x"]).resolve(where)), name
+        assert callable(__import__("erase_sd._lazy", fromlist=["x"]).resolve(where)), name
 
 
 def test_inappropriate_is_the_nearer_of_two_captions():

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from erase_sd._named import resolve
+from erase_sd._lazy import resolve
 from erase_sd.emoji.world import load_world
 from lab.second_judge import SecondJudge, load_second_judge
 from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, USUAL, Plan, stage_id

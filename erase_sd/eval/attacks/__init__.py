@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from erase_sd._named import named
+from erase_sd._lazy import named
 
 if TYPE_CHECKING:
     from torch import Tensor
