@@ -18,8 +18,9 @@ from erase_sd.eval.protocol import load_protocol
 from erase_sd.eval.report import table
 from erase_sd.eval.runner import evaluate
 from erase_sd.eval.variants import Asked, pipelines_of, variants_of
+from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.opening import open_checkpoint
-from erase_sd.pipelines.loading import EMBEDDED, model_path
+from erase_sd.pipelines.loading import model_path
 from lab.page import MEASURED, TEMPLATES, fill, write_page
 
 # Attacks take a minute for every concept and variant, so they are for the methods that people

@@ -1,51 +1,122 @@
-"""What the README says stands in the pages it names."""
+"""What the pages say: links lead somewhere, commands parse, code runs, numbers are measured."""
 
+import argparse
+import json
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+
+from erase_sd.cli.main import COMMANDS, main
+
 ROOT = Path(__file__).parent.parent
+WRITTEN = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+WRITTEN += sorted((ROOT / "docs").glob("*.md"))
+MEASURED = sorted((ROOT / "docs" / "measured").glob("*.md"))
 
 
-def test_the_study_in_the_readme_is_the_study():
-    page = (ROOT / "docs" / "method-study.md").read_text(encoding="utf-8")
-    sections = re.split(r"^## (?=object|family|artist|ten|Attacked)", page, flags=re.MULTILINE)[1:5]
-    own, rival, published = [], [], []
-    for section in sections:
-        rows = {
-            r[0].strip(): r[1].strip()
-            for r in re.findall(r"^\| ([a-z][^|]*)\| ([\d.]+) ", section, re.MULTILINE)
-        }
-        own.append(rows["rayleigh (the default)"])
-        rows = {name: value for name, value in rows.items() if not name.startswith("rayleigh")}
-        rival.append(max(rows.values()))
-        published.append(rows.get("unlink (as published)", rows.get("unlink")))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, values in (
-        ("default", own),
-        ("best rival", rival),
-        ("Unlink as published", published),
-    ):
-        line = next(
-            row for row in readme.splitlines() if row.startswith("|") and name in row.split("|")[1]
-        )
-        assert re.findall(r"0\.\d{3}", line) == values, line
+def blocks(page, language=""):
+    """The fenced code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+def commands():
+    for page in WRITTEN:
+        for block in blocks(page):
+            for line in block.replace("\\\n", " ").splitlines():
+                if "erase-concept" not in line:
+                    continue
+                words = shlex.split(line)
+                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                    words = words[1:]
+                if words[:1] == ["erase-concept"]:
+                    yield pytest.param(words[1:], id=f"{page.name}: {line[:60]}")
+
+
+class Parsed(Exception):
+    """The command line was understood; nothing is run."""
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_command_in_a_page_parses_as_it_stands(words, monkeypatch, capsys):
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    code = main(words)
+    assert "Parsed" in capsys.readouterr().err and code == 1, words
+
+
+def test_that_test_can_fail(capsys):
+    assert main(["erase", "--forgt", "cat"]) == 2
 
 
 def test_every_link_leads_somewhere():
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
+    for page in [*WRITTEN, *MEASURED]:
+        text = page.read_text("utf-8")
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_command_in_the_docs_exists():
-    from erase_sd.cli.main import COMMANDS
-
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        text = page.read_text(encoding="utf-8")
-        for name in re.findall(r"erase-concept ([a-z]+)", text):
+def test_every_command_and_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for page in [*WRITTEN, *MEASURED]:
+        text = page.read_text("utf-8")
+        for name in re.findall(r"`erase-concept ([a-z]+)", text):
             assert name in COMMANDS, f"{page.name}: {name}"
-        for name in re.findall(r"`make ([a-z-]+)`", text):
-            assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"{page.name}: make {name}"
+        for name in re.findall(r"`make ([a-z0-9-]+)`", text):
+            assert re.search(rf"^{name}:", makefile, re.M), f"{page.name}: make {name}"
+
+
+def test_measured_pages_say_that_they_are_generated():
+    assert MEASURED
+    for page in MEASURED:
+        head = page.read_text("utf-8")[:600].lower()
+        assert "generated" in head and "`" in head, page.name
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 120
+
+
+def test_the_python_of_the_readme_runs(pipe, embedded, tmp_path, monkeypatch):
+    """On the embedded model in place of the folder that it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sd14").symlink_to(embedded)
+    before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
+    (code,) = blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {"pipe": pipe})
+    assert (tmp_path / "sd14-safe" / "erasure.safetensors").is_file()
+    assert all(bool((p == before[n]).all()) for n, p in pipe.unet.named_parameters())
+
+
+def test_the_study_in_the_readme_is_the_study():
+    data = json.loads((ROOT / "docs" / "measured" / "method-study.json").read_text("utf-8"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = {
+        cells[0].strip("* "): cells[1:]
+        for line in readme.splitlines()
+        if line.startswith("| ")
+        and len(cells := [c.strip() for c in line.strip("|").split("|")]) == 5
+    }
+    kinds = ("object", "family", "artist", "ten")
+    own = [data["numbers"][k]["rayleigh (the default)"]["harmonic"] for k in kinds]
+    assert [float(c.strip("*")) for c in rows["the default"]] == [round(v, 3) for v in own]
+    for i, kind in enumerate(kinds):
+        others = {
+            n: r["harmonic"]
+            for n, r in data["numbers"][kind].items()
+            if not n.startswith("rayleigh")
+        }
+        name = max(others, key=lambda n: others[n])
+        value, told = re.fullmatch(
+            r"\**([\d.]+)\** \((.+)\)", rows["best other method"][i]
+        ).groups()
+        assert (float(value), told) == (round(others[name], 3), name)
+        published = data["numbers"][kind]
+        literal = published.get("unlink (as published)", published["unlink"])["harmonic"]
+        assert float(rows["Unlink as published"][i]) == round(literal, 3)

@@ -50,4 +50,4 @@ def test_public_names_exist():
         assert getattr(erase_sd, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         erase_sd.nothing  # noqa: B018
-    assert callable(erase_sd.fit)  # a module of the same name would shadow it
+    assert callable(erase_sd.erase) and callable(erase_sd.apply)

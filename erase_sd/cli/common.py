@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erase_sd.algebra.methods import DEFAULT, METHODS
-from erase_sd.pipelines.loading import EMBEDDED
+from erase_sd.models.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from erase_sd.fit.solve import Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from erase_sd.cli.common import parser, quiet_libraries
-from erase_sd.pipelines.loading import EMBEDDED
+from erase_sd.models.embedded import EMBEDDED
 
 EXAMPLES = """  erase-concept demo
   erase-concept demo --model ./sd15 --device cuda --reports ./results

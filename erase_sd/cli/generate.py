@@ -43,9 +43,10 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     quiet_libraries()
     from erase_sd.eval.drawing import Request, picture, write_picture
+    from erase_sd.models.embedded import usual
     from erase_sd.models.files import check_target
     from erase_sd.operations.common import load_erasure
-    from erase_sd.pipelines.loading import load_pipeline, usual
+    from erase_sd.pipelines.loading import load_pipeline
 
     check_target(args.out, force=args.force)
     model = open_model(args)

@@ -25,9 +25,10 @@ from erase_sd.eval.before_after import subjects_for
 from erase_sd.eval.detectors import Detector, DetectorSpec
 from erase_sd.fit.preflight import Words
 from erase_sd.fit.solve import Settings, fit
+from erase_sd.models.embedded import usual
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.pipelines.live import LiveErasure
-from erase_sd.pipelines.loading import load_pipeline, model_path, usual
+from erase_sd.pipelines.loading import load_pipeline, model_path
 from erase_sd.pipelines.sampling import generate
 from erase_sd.text.background import background
 from erase_sd.text.encoder import TextEncoder

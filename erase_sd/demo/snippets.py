@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from erase_sd.artifact.erasure import Erasure, combine
-from erase_sd.pipelines.loading import EMBEDDED
+from erase_sd.models.embedded import EMBEDDED
 
 
 def file_name(total: Erasure, kind: str) -> str:

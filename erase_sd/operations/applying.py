@@ -10,6 +10,7 @@ from typing import Any
 from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.embedded import EMBEDDED
 from erase_sd.operations.common import (
     Run,
     check_output,
@@ -19,7 +20,6 @@ from erase_sd.operations.common import (
     open_model,
 )
 from erase_sd.pipelines.live import apply_to_pipeline
-from erase_sd.pipelines.loading import EMBEDDED
 from erase_sd.text.fingerprint import fingerprint_of
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.checkpoint import Checkpoint, undo_file
+from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import (
     ERASURE,
     PROVENANCE,
@@ -25,7 +26,7 @@ from erase_sd.models.files import (
 )
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import TOKENIZER, SingleFile
-from erase_sd.pipelines.loading import EMBEDDED, model_path
+from erase_sd.pipelines.loading import model_path
 
 
 @dataclass(frozen=True)

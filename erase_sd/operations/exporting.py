@@ -11,8 +11,8 @@ import torch
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.lora import LoraStyle, save_lora
 from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.embedded import EMBEDDED
 from erase_sd.operations.common import Run, load_erasure, open_model
-from erase_sd.pipelines.loading import EMBEDDED
 
 Dtype = Literal["float32", "float16"]
 

@@ -13,9 +13,9 @@ from erase_sd.artifact.report import concept_lines
 from erase_sd.fit.preflight import Words, budget
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import atomic_path
 from erase_sd.operations.common import Run, open_model
-from erase_sd.pipelines.loading import EMBEDDED
 from erase_sd.prompts import clean
 from erase_sd.text.encoder import TextEncoder
 

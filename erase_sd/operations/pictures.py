@@ -11,9 +11,10 @@ from PIL import Image
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.eval.before_after import Drawing, compare, subjects_for
 from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.embedded import usual
 from erase_sd.operations.common import Run
 from erase_sd.pipelines.live import apply_to_pipeline
-from erase_sd.pipelines.loading import load_pipeline, usual
+from erase_sd.pipelines.loading import load_pipeline
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import printable
 from erase_sd.fit.task import in_contexts
 from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
+from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import PROVENANCE
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.operations.common import Run, open_model
-from erase_sd.pipelines.loading import EMBEDDED
 from erase_sd.text.encoder import TextEncoder
 
 

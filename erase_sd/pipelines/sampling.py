@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from erase_sd.pipelines.loading import usual
+from erase_sd.models.embedded import usual
 
 
 def generate(

@@ -9,16 +9,8 @@ from PIL import Image
 
 from erase_sd.emoji.models import EMOJI_SD
 from erase_sd.eval.drawing import Request, picture, write_picture
-from erase_sd.pipelines.loading import (
-    EMBEDDED,
-    EMBEDDED_MODELS,
-    Usual,
-    check_device,
-    is_embedded,
-    load_pipeline,
-    model_path,
-    usual,
-)
+from erase_sd.models.embedded import EMBEDDED, EMBEDDED_MODELS, Usual, usual
+from erase_sd.pipelines.loading import check_device, is_embedded, load_pipeline, model_path
 from erase_sd.pipelines.sampling import generate
 
 

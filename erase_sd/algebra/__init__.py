@@ -1,0 +1,1 @@
+"""Moments, edits and certificates: torch only."""

@@ -1,0 +1,1 @@
+"""Erasures and what they say of themselves."""
