@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from erase_sd.algebra import options as opt
@@ -25,6 +27,7 @@ from erase_sd.prompts import clean
 from erase_sd.text.background import background, meanings
 from erase_sd.text.encoder import TextEncoder
 
+SMALL = 1024  # width up to which a solve takes one thread
 CONTRADICTED = 0.01  # drift above which a prompt that was named to be kept is said not to be
 
 
@@ -148,7 +151,8 @@ def fit(
         if weights
         else {}
     )
-    concept = solve(task, chosen, edited)
+    with few_threads(encoder.width):
+        concept = solve(task, chosen, edited)
     erasure = Erasure(
         (replace(concept, name=name or task.forget[0]),),
         encoder.architecture.name,
@@ -156,6 +160,25 @@ def fit(
         text_encoder=encoder.fingerprint,
     )
     return erasure.bound_to(edited) if edited else erasure
+
+
+@contextmanager
+def few_threads(width: int) -> Iterator[None]:
+    """One thread for matrices that are done in milliseconds, for a while.
+
+    Two threads on busy cores wait for each other longer than they compute: small solves took ten
+    times as long.
+
+    Args:
+        width: Features of a token; above 1,024 torch's own number stays.
+    """
+    before = torch.get_num_threads()
+    if width <= SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_task(
