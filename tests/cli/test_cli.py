@@ -319,6 +319,14 @@ class TestNothingIsLost:
         code, _, err = call(capsys, "methods")
         assert code == 1 and "unexpected ZeroDivisionError" in one_line(err)
 
+    def test_an_interrupt_is_one_line_and_130(self, capsys, monkeypatch):
+        def interrupted(argv):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("erase_sd.cli.methods.run", interrupted)
+        code, _, err = call(capsys, "methods")
+        assert code == 130 and "interrupted" in one_line(err)
+
     @pytest.mark.parametrize("device", ["cuda", "abacus"])
     def test_a_device_that_is_not_here(self, capsys, tmp_path, device):
         import torch
