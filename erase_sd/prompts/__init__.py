@@ -6,6 +6,7 @@ Prompts also come as plain strings or as text files, one a line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,10 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
+LONGEST = 20_000  # characters of a prompt
+LARGEST = 16_000_000  # bytes of a file of prompts
+# Lone surrogates, control characters but line breaks, and what takes tokenizers minutes.
+_UNREADABLE = re.compile(r"[\ud800-\udfff\x00-\x08\x0e-\x1f\x7f]|[\u0300-\u036f\u20d0-\u20ff]{17}")
 
 __all__ = [
     "Concept",
@@ -85,8 +90,8 @@ def load_set(name: str) -> PromptSet:
             f"no prompt set {name!r}; there are {', '.join(set_names())}, or give a .yaml path"
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.safe_load(read_text(path, "a prompt set"))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if (
         not isinstance(raw, dict)
@@ -142,8 +147,52 @@ def neutral_of(sources: Sequence[str]) -> list[str]:
 
 
 def clean(prompts: Iterable[str]) -> list[str]:
-    """Strip prompts, drop empty lines and repetitions, keep the order."""
-    return list(dict.fromkeys(p.strip() for p in prompts if p.strip()))
+    """Strip prompts, drop empty lines and repetitions, keep the order.
+
+    Raises:
+        ValueError: If one is no text that a tokenizer can take in reasonable time.
+
+    Example:
+        >>> clean(["cat ", "", "cat", "dog"])
+        ['cat', 'dog']
+    """
+    return list(dict.fromkeys(_checked(p).strip() for p in prompts if _checked(p).strip()))
+
+
+def _checked(prompt: str) -> str:
+    if not isinstance(prompt, str):
+        raise ValueError(f"expected prompts as text, got {prompt!r}")
+    if len(prompt) > LONGEST:
+        raise ValueError(
+            f"expected prompts of at most {LONGEST} characters, got one of {len(prompt)}; "
+            "text encoders read the first few hundred words"
+        )
+    if _UNREADABLE.search(prompt):
+        raise ValueError(
+            f"the prompt {ascii(prompt)[:60]} is no readable text: it has lone surrogates, control "
+            "characters or long runs of combining marks"
+        )
+    return prompt
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file's content, read to a limit.
+
+    Args:
+        path: A regular file: devices and pipes have no end.
+        what: What it is, for messages.
+
+    Raises:
+        ValueError: If it is none, too large, or not UTF-8.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError(f"cannot read {what} from {path}: it is no regular file")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"cannot read {what} from {path}: it is larger than {LARGEST} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {what} from {path}: {error}") from error
 
 
 def read_prompts(sources: Sequence[str], *, what: str) -> list[str]:
@@ -163,11 +212,7 @@ def read_prompts(sources: Sequence[str], *, what: str) -> list[str]:
         if source.startswith("set:"):
             prompts += load_set(source[4:]).prompts()
         elif source.startswith("file:"):
-            path = Path(source[5:])
-            try:
-                prompts += path.read_text(encoding="utf-8-sig").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"cannot read {what} prompts from {path}: {error}") from error
+            prompts += read_text(Path(source[5:]), f"{what} prompts").splitlines()
         else:
             prompts.append(source)
     prompts = clean(prompts)

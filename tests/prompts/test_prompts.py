@@ -91,3 +91,31 @@ def test_a_set_brings_what_it_wants_kept():
     from erase_sd.prompts import neutral_of
 
     assert "a hammer" in neutral_of(["set:weapons", "cat"])
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a \ud800 cat", "e" + "\u0301" * 300, "cat\x00", "\x1b[2Jcat", "a " * 20_000]
+)
+def test_text_that_no_tokenizer_should_see_is_one_line(prompt):
+    with pytest.raises(ValueError, match="readable text|at most 20000 characters") as caught:
+        clean([prompt])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_ordinary_text_of_any_script_is_taken():
+    fine = ["Ǻngström", "ภาพถ่ายของแมว", "一只猫", "צילום של חתול", "👩‍👩‍👧 family", "a\tb"]
+    assert clean(fine) == fine
+
+
+def test_files_without_an_end_are_not_read(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    big = tmp_path / "big.txt"
+    with open(big, "wb") as f:
+        f.truncate(17_000_000)
+    for path in ("/dev/zero", tmp_path / "pipe", big):
+        with pytest.raises(ValueError, match="no regular file|larger than"):
+            read_prompts([f"file:{path}"], what="forget")
+    with pytest.raises(ValueError, match="no prompt set|no regular file"):
+        load_set("/dev/zero.yaml")
