@@ -21,6 +21,7 @@ from torch import Tensor
 
 from erase_sd.models.architectures import Architecture, Kinds, Site, identify
 from erase_sd.models.files import ERASURE, PROVENANCE, atomic_path, fast_copy, make_readable
+from erase_sd.models.safety import is_pickle
 from erase_sd.models.tensor_files import overwrite_tensors, read_tensors, tensor_names
 
 LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
@@ -158,6 +159,7 @@ class DiffusersFolder(Checkpoint):
             raise ValueError(f"no such model: {path}")
         if not (path / "model_index.json").is_file():
             raise ValueError(f"{path} is not a diffusers checkpoint: it has no model_index.json")
+        check_folder(path)
         name = (
             "unet"
             if (path / "unet").is_dir() or not (path / "transformer").is_dir()
@@ -206,7 +208,7 @@ class DiffusersFolder(Checkpoint):
 
         def leave(folder: str, names: list[str]) -> set[str]:
             here = Path(folder)
-            gone = {n for n in names if n == ".git" or n in LEFT_BEHIND}
+            gone = {n for n in names if n == ".git" or n in LEFT_BEHIND or is_pickle(n)}
             if here == self.path:
                 gone |= {n for n in names if n.endswith(WEIGHTS) and not (here / n).is_dir()}
             elif here == denoiser:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from erase_sd.models.checkpoint import DiffusersFolder
-from erase_sd.models.pickled import PICKLES, unpickled
+from erase_sd.models.pickled import unpickled
+from erase_sd.models.safety import is_pickle
 from erase_sd.models.single_file import TOKENIZER, SingleFile
 
 
@@ -28,7 +29,7 @@ def open_checkpoint(
         return DiffusersFolder.open(path, variant=variant)
     if not path.exists():
         raise ValueError(f"no such model: {path}")
-    if path.suffix in PICKLES:
+    if is_pickle(path.name):
         if not allow_pickle:
             raise ValueError(
                 f"{path} is a pickle, which can carry code; --allow-pickle reads its tensors by "

@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-
 
 def unpickled(path: Path) -> Path:
     """A safetensors copy, for this process, of a pickled state dict.

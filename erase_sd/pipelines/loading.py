@@ -120,6 +120,7 @@ def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = 
             dtype=torch.float32,
             variant=variant or None,
             local_files_only=True,
+            use_safetensors=True,
             trust_remote_code=False,
             **({} if plain else {"safety_checker": None}),
         )
