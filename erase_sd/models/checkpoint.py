@@ -21,7 +21,7 @@ from torch import Tensor
 
 from erase_sd.models.architectures import Architecture, Kinds, Site, identify
 from erase_sd.models.files import ERASURE, PROVENANCE, atomic_path, fast_copy, make_readable
-from erase_sd.models.safety import is_pickle
+from erase_sd.models.safety import check_folder, is_pickle
 from erase_sd.models.tensor_files import overwrite_tensors, read_tensors, tensor_names
 
 LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
