@@ -180,8 +180,8 @@ def add_concept(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--robust",
         action="store_true",
-        help="also erase synonyms the text encoder knows and the embeddings that would "
-        "revive the concept",
+        help="also erase synonyms the text encoder knows, and let no input write what sets the "
+        "concept apart; it costs more of what should stay",
     )
     p.add_argument("--tokens", help="token rule of the forget features; see `methods`")
     p.add_argument(

@@ -106,8 +106,8 @@ def _method() -> tuple[gr.Dropdown, gr.Checkbox, gr.Number]:
         robust = gr.Checkbox(
             False,
             label="Robust",
-            info="Also erase synonyms the text encoder knows and the embeddings that would "
-            "revive the concept",
+            info="Also erase synonyms the text encoder knows, and let no input write what sets the "
+            "concept apart; it costs more of what should stay",
         )
         seed = gr.Number(
             0, label="Seed", precision=0, minimum=0, maximum=2**31, info="Of the first picture"

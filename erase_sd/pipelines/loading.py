@@ -60,11 +60,6 @@ def _download(name: str, variant: str, revision: str | None) -> Path:
         raise ValueError(f"{there}: {reason}") from error
 
 
-def is_embedded(path: Path) -> bool:
-    """Whether a model is one of this package's."""
-    return any(m.path.resolve() == path.resolve() for m in EMBEDDED_MODELS.values())
-
-
 def check_device(device: str) -> None:
     """Refuse a device that is not here.
 

@@ -130,7 +130,7 @@ def test_no_model_here(tmp_path):
         DiffusersFolder.open(tmp_path)
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match="safetensors only"):
+    with pytest.raises(ValueError, match="convert it to safetensors"):
         DiffusersFolder.open(tmp_path).sites()
 
 

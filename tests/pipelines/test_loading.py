@@ -10,13 +10,13 @@ from PIL import Image
 from erase_sd.emoji.models import EMOJI_SD
 from erase_sd.eval.drawing import Request, picture, write_picture
 from erase_sd.models.embedded import EMBEDDED, EMBEDDED_MODELS, Usual, usual
-from erase_sd.pipelines.loading import check_device, is_embedded, load_pipeline, model_path
+from erase_sd.pipelines.loading import check_device, load_pipeline, model_path
 from erase_sd.pipelines.sampling import generate
 
 
 def test_the_embedded_model_is_known_by_name_and_by_place(tmp_path, monkeypatch):
     assert model_path(EMBEDDED) == EMBEDDED_MODELS[EMBEDDED].path == EMOJI_SD
-    assert is_embedded(EMOJI_SD) and not is_embedded(tmp_path)
+    assert usual(EMOJI_SD).judge == "judge" and usual(tmp_path).judge is None
     assert usual(EMOJI_SD) == Usual(guidance=3.0, images=8, judge="judge")
     assert usual(tmp_path) == Usual(guidance=7.5, images=0, judge=None)
     monkeypatch.chdir(tmp_path)
