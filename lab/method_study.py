@@ -24,6 +24,7 @@ from lab.page import MEASURED, fill, goal_table, tell, write_page
 from lab.study.grids import GRIDS
 from lab.study.measure import DIRECTIONS, GUIDANCE, STEPS, Job, Setting, Study
 from lab.study.page import (
+    OWN,
     Numbers,
     attack_table,
     goals,
@@ -156,7 +157,9 @@ def earlier(out: Path, methods: Sequence[str]) -> dict[str, Any]:
 
     for kind, rows in data["numbers"].items():
         data["numbers"][kind] = {
-            n.removesuffix(" (the default)"): row for n, row in rows.items() if other(n)
+            n if n == OWN else n.removesuffix(" (the default)"): row
+            for n, row in rows.items()
+            if other(n)
         }
     for kind, settings in data["settings"].items():
         data["settings"][kind] = {n: s for n, s in settings.items() if other(n)}

@@ -92,20 +92,23 @@ def complement(rows: Tensor, width: int, *, energy: float = 1e-10) -> Tensor:
     return full[:, basis.shape[1] :]
 
 
-def unprotected(problem: Problem) -> Tensor:
+def unprotected(problem: Problem, *, named: bool = False) -> Tensor:
     """Orthonormal basis `(d, m)` of the directions an edit may read.
 
-    Orthogonal to it lie the empty prompt's states and, to all but a ten-thousandth of their energy,
-    the states of the prompts a user named to keep. Long lists take at most half of the room: then
-    their strongest directions are kept, and the certificate says which prompt moves how far.
+    Orthogonal to it lie the empty prompt's states.
+
+    Args:
+        problem: Its `null` and `named` are used.
+        named: Whether to protect, to all but a ten-thousandth of their energy, the states of the
+            prompts a user named to keep as well. Long lists take at most half of the room: then
+            their strongest directions are kept. What nobody listed pays for it.
     """
     free = complement(problem.null, problem.width)
-    if not len(problem.named):
+    if not named or not len(problem.named):
         return free
     inside = problem.named @ free
     basis = orthonormal(inside, energy=NAMED_ENERGY)
-    basis = basis[
-        :, -max(1, int(NAMED_ROOM * free.shape[1])) :
-    ]  # ascending: the strongest are last
+    # Ascending: the strongest are last.
+    basis = basis[:, -max(1, int(NAMED_ROOM * free.shape[1])) :]
     full, _ = torch.linalg.qr(basis, mode="complete")
     return free @ full[:, basis.shape[1] :]

@@ -21,18 +21,21 @@ def moved(encoder, erasure, prompt):
 class TestRetain:
     def test_a_named_prompt_is_kept_where_that_is_possible(self, encoder, weights):
         without = fit(encoder, ["cat"], weights=weights)
-        with_ = fit(encoder, ["cat"], retain=["tiger", "a photo of a dog"], weights=weights)
+        settings = Settings.of(protect_named=True)
+        named = ["tiger", "a photo of a dog"]
+        with_ = fit(encoder, ["cat"], retain=named, weights=weights, settings=settings)
         for prompt in ("tiger", "a photo of a dog"):
             assert moved(encoder, with_, prompt) < 0.03 < moved(encoder, without, prompt)
         assert with_.concepts[0].certificate["retain_contradicts"] == {}
         assert moved(encoder, with_, "cat") > 0.3  # and the cat goes all the same
 
     def test_what_contradicts_the_erasure_is_said(self, encoder, weights):
-        """A hundred prompts leave no room to keep all of them."""
+        """By default what is named weighs more, and nothing is forced on what nobody listed."""
         words = [f"a photo of a {w}" for w in ("dog", "tiger", "fox", "bear", "lion", "horse")]
         many = [f"{w} {place}" for w in words for place in ("at night", "in snow", "by noto", "")]
         erasure = fit(encoder, ["cat"], retain=many, weights=weights)
         said = erasure.concepts[0].certificate["retain_contradicts"]
+        assert said
         for prompt, drift in said.items():
             rows = encoder.encode([prompt]).rows("all-but-bos").double()
             own = float((erasure.edit.apply_to_features(rows) - rows).norm() / rows.norm())

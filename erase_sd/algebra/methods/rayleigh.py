@@ -25,8 +25,8 @@ class Options:
         share: See `rank`.
         epsilon: Relative ridge; towards infinity "hard" becomes Unlink.
         variant: See `solve`.
-        protect_null: Whether the empty prompt's states, and those of named retain prompts, stay
-            exactly.
+        protect_null: Whether the empty prompt's states stay exactly.
+        protect_named: Whether the states of named retain prompts stay exactly too; it costs others.
     """
 
     rank: int | None = None
@@ -34,6 +34,7 @@ class Options:
     epsilon: float = 1e-3
     variant: Literal["hard", "lsq", "paper"] = "hard"
     protect_null: bool = True
+    protect_named: bool = False
 
     def __post_init__(self) -> None:
         within("rank", self.rank, 1)
@@ -60,7 +61,11 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     """
     paper = options.variant == "paper"
     free = options.protect_null and not paper
-    Q = unprotected(problem) if free else torch.eye(problem.width, dtype=torch.float64)
+    Q = (
+        unprotected(problem, named=options.protect_named)
+        if free
+        else torch.eye(problem.width, dtype=torch.float64)
+    )
     lam, U = quotient(problem, Q, options.epsilon)
     rank = options.rank
     if options.variant == "lsq":

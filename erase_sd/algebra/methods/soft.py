@@ -19,12 +19,14 @@ class Options:
         epsilon: Relative ridge on the moment of ordinary text.
         rank: Number of directions; None takes all whose gain is at least `cut`.
         cut: See `rank`; it keeps the rank low.
+        protect_named: Whether the states of named retain prompts stay exactly too; it costs others.
     """
 
     mu: float = 0.3
     epsilon: float = 1e-4
     rank: int | None = None
     cut: float = 0.2
+    protect_named: bool = False
 
     def __post_init__(self) -> None:
         within("mu", self.mu, 1e-9, 1e9)
@@ -45,7 +47,9 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
         NothingLeft: If the forget prompts look like what is protected.
         ValueError: If `rank` is beyond what the forget prompts span.
     """
-    values, U = quotient(problem, unprotected(problem), options.epsilon)
+    values, U = quotient(
+        problem, unprotected(problem, named=options.protect_named), options.epsilon
+    )
     mu = options.mu * max(1, len(problem.concepts))
     gains = mu * values / (1 + mu * values)
     rank = options.rank or max(1, int((gains >= options.cut).sum()))

@@ -18,13 +18,14 @@ class Options:
     Attributes:
         rank: Number of directions.
         epsilon: Relative ridge on the retain moment.
-        protect_null: Whether the empty prompt's states, and those of named retain prompts, stay
-            exactly.
+        protect_null: Whether the empty prompt's states stay exactly.
+        protect_named: Whether the states of named retain prompts stay exactly too; it costs others.
     """
 
     rank: int = 1
     epsilon: float = 1e-3
     protect_null: bool = True
+    protect_named: bool = False
 
     def __post_init__(self) -> None:
         within("rank", self.rank, 1)
@@ -38,7 +39,11 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     taken on the orthogonal complement of the protected states, which `T` then fixes exactly.
     """
     U = problem.forget.subspace(options.rank)
-    Q = unprotected(problem) if options.protect_null else torch.eye(problem.width).double()
+    Q = (
+        unprotected(problem, named=options.protect_named)
+        if options.protect_null
+        else torch.eye(problem.width).double()
+    )
     S = Q.T @ problem.retain.ridged(options.epsilon) @ Q
     B = Q @ torch.linalg.solve(S, Q.T @ U)
     return LowRankEdit(U @ torch.linalg.pinv(B.T @ U), B)
