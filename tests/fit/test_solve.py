@@ -25,7 +25,7 @@ class TestRetain:
         named = ["tiger", "a photo of a dog"]
         with_ = fit(encoder, ["cat"], retain=named, weights=weights, settings=settings)
         for prompt in ("tiger", "a photo of a dog"):
-            assert moved(encoder, with_, prompt) < 0.03 < moved(encoder, without, prompt)
+            assert moved(encoder, with_, prompt) < 0.04 < moved(encoder, without, prompt)
         assert with_.concepts[0].certificate["retain_contradicts"] == {}
         assert moved(encoder, with_, "cat") > 0.3  # and the cat goes all the same
 
@@ -38,7 +38,8 @@ class TestRetain:
         assert said
         for prompt, drift in said.items():
             rows = encoder.encode([prompt]).rows("all-but-bos").double()
-            own = float((erasure.edit.apply_to_features(rows) - rows).norm() / rows.norm())
+            edit = erasure.concepts[0].edit  # at strength 1, as the certificate
+            own = float((edit.apply_to_features(rows) - rows).norm() / rows.norm())
             assert own == pytest.approx(drift, abs=1e-3) and drift > 0.01
 
     def test_a_method_that_protects_nothing_refuses_it(self, encoder):
