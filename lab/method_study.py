@@ -124,6 +124,8 @@ def measure(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
                 jobs.append(Job("tuned", method, tuned, t, plan.seeds))
                 if method in (DEFAULT, "unlink", "uce") and tuned != grid[0]:
                     jobs.append(Job("published", method, grid[0], t, plan.seeds))
+                if method == DEFAULT:
+                    jobs.append(Job("robust", method, {"robust": True}, t, plan.seeds))
     return [study.score(job, ROLES) for job in tqdm(jobs, desc="testing")]
 
 
@@ -153,7 +155,8 @@ def earlier(out: Path, methods: Sequence[str]) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
 
     def other(name: str) -> bool:
-        return name.removesuffix(" (the default)").removesuffix(" (as published)") not in methods
+        plain = name.partition(" (")[0].removesuffix(", robust")
+        return plain not in methods
 
     for kind, rows in data["numbers"].items():
         data["numbers"][kind] = {

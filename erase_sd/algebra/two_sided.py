@@ -77,7 +77,9 @@ class TwoSidedEdit:
             raise ValueError("the weight holds NaN or infinite values; the checkpoint is damaged")
         if self.rank == 0 or self.scale == 0:
             return weight.clone()
-        width, dtype = self.right.width, torch.promote_types(weight.dtype, torch.float32)
+        width = self.right.width
+        eight = weight.element_size() == 1  # float8 has no arithmetic of its own
+        dtype = torch.float32 if eight else torch.promote_types(weight.dtype, torch.float32)
         w = weight.to(dtype)
         A, B = self.right.A.to(w.device, dtype), self.right.B.to(w.device, dtype)
         change = torch.zeros_like(w)
@@ -86,7 +88,7 @@ class TwoSidedEdit:
             a, b = self.left.A.to(w.device, dtype), self.left.B.to(w.device, dtype)
             change -= a @ (b.T @ (w + change))
         new = (w + self.scale * change).to(weight.dtype)
-        if not bool(torch.isfinite(new).all()):
+        if not bool(torch.isfinite(new.float() if eight else new).all()):
             raise ValueError(
                 f"the edited weight is not finite in {str(weight.dtype).removeprefix('torch.')}: "
                 "expected a scale and strength near 1"

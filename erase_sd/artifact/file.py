@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from erase_sd._version import __version__
 from erase_sd.models.architectures import TOKENS, by_name
 from erase_sd.models.files import atomic_path
+from erase_sd.models.tensor_files import dump_tensors
 
 FORMAT = 2  # 1 had right sides alone, in float64, and multiplied strengths instead of a scale
 WIDEST, MOST_CONCEPTS, MOST_PROMPTS, LONGEST_TEXT = 65_536, 4_096, 20_000, 100_000
@@ -38,11 +38,8 @@ def dump(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     text = json.dumps(
         {"format": FORMAT, "tool": f"erase-sd {__version__}", **about}, ensure_ascii=False
     )
-    # One key: the library writes metadata in an order that changes from run to run.
-    return save(
-        dict(tensors),
-        metadata={"erase_sd": json.dumps({"about": text, "sha256": _digest(text, tensors)})},
-    )
+    own = json.dumps({"about": text, "sha256": _digest(text, tensors)})
+    return dump_tensors(tensors, {"erase_sd": own})
 
 
 def write(path: Path, content: bytes, *, force: bool) -> Path:

@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from erase_sd.artifact.base import check_base
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.files import atomic_path
 from erase_sd.models.ldm_names import to_ldm
+from erase_sd.models.tensor_files import dump_tensors
 
 LoraStyle = Literal["peft", "kohya"]
 LORA_STYLES: tuple[LoraStyle, ...] = ("peft", "kohya")
@@ -78,6 +78,7 @@ def save_lora(
     style: LoraStyle = "peft",
     dtype: torch.dtype = torch.float32,
     force: bool = False,
+    allow_other_base: bool = False,
 ) -> Path:
     """Write a LoRA file atomically; its weight in a host is the scale of the erasure.
 
@@ -88,22 +89,40 @@ def save_lora(
         style: Key names, see `lora_tensors`.
         dtype: dtype of the factors.
         force: Whether an existing file may be replaced.
+        allow_other_base: Make it for these weights although they are others, such as a fine-tune's.
 
     Raises:
         WrongBase: If the weights are not those it was made for.
         FileExistsError: If the file exists and `force` is off.
     """
-    check_base(erasure.base, weights)
+    if not allow_other_base:
+        check_base(erasure.base, weights)
     path = Path(path)
     tensors = lora_tensors(erasure, weights, style=style, dtype=dtype)
     metadata = {"format": "pt", "erase_sd": json.dumps(erasure.describe(), ensure_ascii=False)}
     if style == "kohya":
-        rank = str(erasure.rank)
-        metadata |= {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": rank,
-            "ss_network_alpha": rank,
-        }
+        metadata |= _kohya_metadata(erasure)
     with atomic_path(path, force=force) as draft:
-        save_file(tensors, draft, metadata=metadata)
+        draft.write_bytes(dump_tensors(tensors, metadata))
     return path
+
+
+def _kohya_metadata(erasure: Erasure) -> dict[str, str]:
+    """What A1111, Forge and ComfyUI read to tell which models a LoRA is for."""
+    rank = str(erasure.rank)
+    if erasure.architecture == "sdxl":
+        base, spec = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"
+    elif erasure.edit.width == 1024:  # OpenCLIP's, which Stable Diffusion 2 reads
+        base, spec = "sd_v2", "stable-diffusion-v2-512/lora"
+    else:
+        base, spec = "sd_v1", "stable-diffusion-v1/lora"
+    return {
+        "modelspec.architecture": spec,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": f"without {', '.join(erasure.names)}"[:200],
+        "ss_base_model_version": base,
+        "ss_network_alpha": rank,
+        "ss_network_dim": rank,
+        "ss_network_module": "networks.lora",
+        "ss_v2": str(base == "sd_v2"),
+    }

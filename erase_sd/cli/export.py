@@ -25,6 +25,11 @@ def run(argv: list[str]) -> int:
     p.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="dtype of the factors"
     )
+    p.add_argument(
+        "--allow-other-base",
+        action="store_true",
+        help="for a model with other weights, such as a fine-tune",
+    )
     add_output(p, "file to write")
     args = p.parse_args(argv)
     from erase_sd.operations.exporting import export
@@ -35,6 +40,7 @@ def run(argv: list[str]) -> int:
         model=args.model,
         style=args.style,
         dtype=args.dtype,
+        allow_other_base=args.allow_other_base,
         run=run_of(args),
     )
     report(args, result)

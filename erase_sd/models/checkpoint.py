@@ -213,9 +213,11 @@ class DiffusersFolder(Checkpoint):
                 gone |= {n for n in names if n.endswith(WEIGHTS) and not (here / n).is_dir()}
             elif here == denoiser:
                 index = _index_name(self.variant)
+                middle = f".{self.variant}" if self.variant else ""
+                whole = f"diffusion_pytorch_model{middle}.safetensors"  # needs no index
                 gone |= {n for n in names if n.endswith(WEIGHTS) and n not in keep}
                 gone |= {
-                    n for n in names if n.endswith(".index.json") and (n != index or len(keep) == 1)
+                    n for n in names if n.endswith(".index.json") and (n != index or whole in keep)
                 }
             return gone
 

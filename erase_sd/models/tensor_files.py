@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -124,3 +125,22 @@ def overwrite_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 raise ValueError(f"{name}: expected {end - begin} bytes, got {len(data)}")
             f.seek(start + begin)
             f.write(data.data)
+
+
+def dump_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file, the same for the same content.
+
+    The library writes metadata in an order that changes from run to run.
+
+    Args:
+        tensors: By name, each of its own memory.
+        metadata: Text by name.
+    """
+    content = save(dict(tensors), metadata=dict(metadata))
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(dict(sorted(header.items())), separators=(",", ":"), ensure_ascii=False)
+    raw = text.encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw + content[8 + length :]

@@ -49,6 +49,7 @@ def export(
     model: str | Path | Checkpoint = EMBEDDED,
     style: LoraStyle = "peft",
     dtype: Dtype = "float32",
+    allow_other_base: bool = False,
     run: Run | None = None,
 ) -> Exported:
     """Write an exact LoRA whose weight is the scale of the erasure: 0 the original, 1 erased.
@@ -59,6 +60,7 @@ def export(
         model: Its base model, from whose weights the factors are made.
         style: "peft" for diffusers, "kohya" for A1111, Forge and ComfyUI.
         dtype: dtype of the factors.
+        allow_other_base: Export for a model with other weights, such as a fine-tune.
         run: How to run.
 
     Raises:
@@ -71,5 +73,13 @@ def export(
         raise ValueError(f"expected a dtype of float32 or float16, got {dtype!r}")
     total = load_erasure(erasure)
     weights = open_model(model, run.source).weights(kinds=total.kinds)
-    path = save_lora(total, weights, out, style=style, dtype=getattr(torch, dtype), force=run.force)
+    path = save_lora(
+        total,
+        weights,
+        out,
+        style=style,
+        dtype=getattr(torch, dtype),
+        force=run.force,
+        allow_other_base=allow_other_base,
+    )
     return Exported(path, style, total.rank, path.stat().st_size)

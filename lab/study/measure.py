@@ -45,7 +45,8 @@ class Job:
     """One measurement.
 
     Attributes:
-        phase: What it is for; "published" is a method as its source has it.
+        phase: What it is for; "published" is a method as its source has it, "robust" the default
+            with a left side.
         method: Name of the method.
         setting: Options that differ from its defaults; None erases nothing.
         target: What is erased.
@@ -53,7 +54,7 @@ class Job:
         steps: Denoising steps of every picture.
     """
 
-    phase: Literal["tune", "tuned", "published", "attack"]
+    phase: Literal["tune", "tuned", "published", "robust", "attack"]
     method: str
     setting: Setting | None
     target: Target

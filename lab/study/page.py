@@ -66,6 +66,8 @@ def numbers_of(entries: Sequence[Entry], kind: str) -> Numbers:
             name = e["method"] + (" (as published)" if e["phase"] == "published" else "")
             if e["method"] == DEFAULT and not e["setting"]:
                 name = OWN
+            if e["phase"] == "robust":
+                name = f"{e['method']}, robust"
             told = {k: e["after"].get(k, np.nan) for k in ("forget", "synonym")}
             algebra = {k: e[k] for k in ("drift", "frechet", "null_change", "norm", "revivable")}
             groups.setdefault(name, []).append(summary(e) | told | algebra)

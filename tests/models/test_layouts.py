@@ -457,3 +457,64 @@ def test_other_copies_of_the_weights_are_left_behind_and_noticed(models, tmp_pat
     (out / name).write_bytes(b"weights")
     assert main(["verify", str(out), "--model", str(base)]) == 1
     assert "no other weights      FAILED" in capsys.readouterr().out
+
+
+def test_an_index_over_one_shard_travels_along(tmp_path, capsys):
+    """diffusers writes one where the file is named 00001-of-00001; without it nothing opens."""
+    base = write_folder(tmp_path / "m", "sd1", small=True, shards=2)
+    unet = base / "unet"
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    about = json.loads(index.read_text())
+    merged, one = {}, "diffusion_pytorch_model-00001-of-00001.safetensors"
+    for shard in sorted(set(about["weight_map"].values())):
+        merged |= load_file(unet / shard)
+        (unet / shard).unlink()
+    save_file(merged, unet / one)
+    index.write_text(json.dumps(about | {"weight_map": dict.fromkeys(merged, one)}))
+    out = tmp_path / "out"
+    argv = ["erase", "--model", str(base), "--forget", "cat", "--images", "0", "--out", str(out)]
+    assert main(argv) == 0, capsys.readouterr().err
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(out, subfolder="unet", local_files_only=True)
+    new = Erasure.load(out / "erasure.safetensors").edit_weights(
+        DiffusersFolder.open(base).weights()
+    )
+    assert all(torch.equal(unet.state_dict()[n].float(), w.float()) for n, w in new.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lora_says_which_model_it_is_for_and_is_reproducible(models, kind, tmp_path):
+    """A1111 and Forge hide a LoRA whose model they take for another."""
+    from safetensors import safe_open
+
+    from erase_sd.artifact.lora import save_lora
+
+    base = single(models[kind][1])
+    settings = Settings.of(method="unlink", rank=1)
+    erasure = fit(
+        TextEncoder.from_checkpoint(base), ["a cat"], weights=base.weights(), settings=settings
+    )
+    paths = [
+        save_lora(erasure, base.weights(), tmp_path / f"{i}.safetensors", style="kohya")
+        for i in range(3)
+    ]
+    assert len({p.read_bytes() for p in paths}) == 1
+    with safe_open(paths[0], "pt") as f:
+        about = f.metadata()
+    if kind == "sdxl":  # the small models of the tests have widths of their own
+        assert about["ss_base_model_version"] == "sdxl_base_v1-0"
+        assert about["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert about["ss_network_dim"] == about["ss_network_alpha"] == str(erasure.rank)
+    assert about["ss_v2"] in ("True", "False")
+
+
+def test_export_for_a_fine_tune_is_asked_for_by_name(models, tmp_path, capsys):
+    folder = models["sd1"][0]
+    cat, lora = tmp_path / "cat", tmp_path / "lora.safetensors"
+    argv = ["erase", "--model", str(folder), "--forget", "cat", "--images", "0", "--out", str(cat)]
+    assert main(argv) == 0
+    other = write_folder(tmp_path / "other", "sd1", small=True, seed=2)
+    argv = ["export", str(cat), "--model", str(other), "--out", str(lora)]
+    assert main(argv) == 2 and "--allow-other-base" in capsys.readouterr().err
+    assert main([*argv, "--allow-other-base"]) == 0 and lora.is_file()
