@@ -103,8 +103,11 @@ def test_a_whole_small_study_and_its_page(study, tmp_path, capsys):
     best["object"]["rayleigh"] = {"rank": 1}  # so that the default stands beside it
     entries, attacks = measure(study, TINY, best), attack(study, TINY, best)
     assert [(e["phase"], e["method"]) for e in entries] == [
-        ("tuned", "rayleigh"), ("published", "rayleigh"), ("robust", "rayleigh"), ("tuned", "unlink")
-    ]  # fmt: skip
+        ("tuned", "rayleigh"),
+        ("published", "rayleigh"),
+        ("robust", "rayleigh"),
+        ("tuned", "unlink"),
+    ]
     assert {(a["method"], (a["setting"] or {}).get("robust")) for a in attacks} == {
         ("nothing erased", None), ("rayleigh", None), ("unlink", None), ("rayleigh", True)
     }  # fmt: skip
