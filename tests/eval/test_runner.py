@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from erase_sd.cli.main import main
 from erase_sd.eval.protocol import load_protocol
@@ -68,6 +70,8 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
         pid = os.fork()
         if pid == 0:
             try:
+                # tqdm's lock is shared with children that are forked; one killed would keep it.
+                tqdm.set_lock(threading.RLock())
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
                 main(command(root, cut))
             finally:
