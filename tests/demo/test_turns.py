@@ -14,6 +14,7 @@ from erase_sd.demo.visitor import Visitor
 from tests.demo.conftest import Client, make_server, serving
 
 LOOK = ["emoji-sd", "cat", "", "rayleigh", False]
+CAT = [1, "", 0, *LOOK]
 
 
 def somebody(tmp_path, name, address="10.0.0.1"):
@@ -238,6 +239,6 @@ def test_a_job_over_its_time_or_memory_is_told_so_and_the_page_goes_on(tmp_path)
     tight = make_server(tmp_path / "tight", job_bytes=1_000_000)
     with serving(tight) as port:
         client = Client(port)
-        message = client.run("preflight", LOOK)
+        message = client.run("erase", CAT)  # pictures want fresh memory, whatever is free already
         assert "may take 0.001 GB of memory" in message["output"]["error"]
         assert client.get("/config")[0] == 200

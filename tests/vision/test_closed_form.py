@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from erase_sd.algebra.methods.rayleigh import rayleigh as rayleigh_edit
+from erase_sd.algebra.methods import rayleigh as ordinary
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.problem import Problem
 from erase_sd.vision import Cache, Samples, Task, make_task, measure, unlearn
@@ -89,7 +89,9 @@ def test_equation_15_as_printed(trained, task):
 def test_least_squares_identity():
     torch.manual_seed(0)
     f, r = (SecondMoment.of(torch.randn(50, 6)) for _ in range(2))
-    edit = rayleigh_edit(Problem(f, r), variant="lsq", epsilon=0.01, protect_null=False)
+    edit = ordinary.solve(
+        Problem(f, r), ordinary.Options(variant="lsq", epsilon=0.01, protect_null=False)
+    )
     C = r.ridged(0.01)
     torch.testing.assert_close(edit.matrix, C @ torch.linalg.inv(C + f.matrix))
 

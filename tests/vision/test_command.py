@@ -189,7 +189,7 @@ def test_a_transformers_folder_on_an_image_folder(images, tmp_path, capsys):
 
 
 def test_zero_shot_clip_on_an_image_folder(images, tmp_path, capsys):
-    from erase_sd.emoji.models import load_clip
+    from erase_sd.emoji.clip import load_clip
 
     clip, tokenizer = load_clip()
     clip.save_pretrained(tmp_path / "clip")

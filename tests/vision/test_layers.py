@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.methods.unlink import unlink as unlink_edit
+from erase_sd.algebra.methods import unlink
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.problem import Problem
 from erase_sd.vision import unlearn
@@ -104,7 +104,7 @@ class TestAttention:
         torch.testing.assert_close(
             rows.gram, x.reshape(-1, 8).double().T @ x.reshape(-1, 8).double()
         )
-        edit = unlink_edit(Problem(rows, SecondMoment.zeros(8)), rank=2)
+        edit = unlink.solve(Problem(rows, SecondMoment.zeros(8)), unlink.Options(2))
         new = edited(layer, {"self_attn": [edit]})
         want = layer.self_attn.in_proj_weight @ edit.matrix.float()
         torch.testing.assert_close(new.self_attn.in_proj_weight, want, atol=1e-6, rtol=1e-4)
@@ -135,7 +135,7 @@ class TestAttention:
         found = collect(model, layers(model, "attention.out_proj"), x)["attention.out_proj"][0]
         assert found.count == 15
         torch.testing.assert_close(found.gram, context.T @ context, atol=1e-5, rtol=1e-4)
-        edit = unlink_edit(Problem(found, SecondMoment.zeros(8)), rank=1)
+        edit = unlink.solve(Problem(found, SecondMoment.zeros(8)), unlink.Options(1))
         new = edited(model, {"attention.out_proj": [edit]})
         want = (
             context.float() @ edit.matrix.float().T

@@ -184,7 +184,7 @@ class TestTransformersFolders:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    from erase_sd.emoji.models import load_clip
+    from erase_sd.emoji.clip import load_clip
 
     folder = tmp_path_factory.mktemp("clip")
     clip, tokenizer = load_clip()
