@@ -98,7 +98,8 @@ def bounded_memory(extra: int) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OverBudget(_too_much(extra)) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch has no type of its own for it
+        told = str(error).lower()  # torch has no type of its own for it
+        if "can't allocate memory" not in told and "cannot allocate memory" not in told:
             raise
         raise OverBudget(_too_much(extra)) from error
 
