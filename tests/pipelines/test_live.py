@@ -132,6 +132,70 @@ def test_runtime_edit_of_the_values_alone_equals_the_baked_weights(pipe, encoder
     np.testing.assert_allclose(draw(pipe), passing, atol=2 / 255)
 
 
+def test_both_sides_baked_passing_and_as_a_lora_are_one(pipe, encoder, weights, tmp_path):
+    """At full scale and at a part of it: the weights, the hooks and a LoRA in diffusers."""
+    robust = fit(encoder, ["cat"], weights=weights, settings=Settings(robust=True))
+    before, original = state(pipe), draw(pipe)
+    save_lora(robust, LiveErasure.of(pipe).originals(), tmp_path / "lora.safetensors")
+    for scale in (1.0, 0.6):
+        live = apply_to_pipeline(pipe, robust, runtime=False)
+        live.set_scale(scale)
+        baked = draw(pipe)
+        live.take()
+        live.set_scale(1.0)
+        assert same(state(pipe), before) and np.abs(baked - original).max() > 1e-2
+        live = apply_to_pipeline(pipe, robust, runtime=True)
+        live.set_scale(scale)
+        np.testing.assert_allclose(draw(pipe), baked, atol=2 / 255)
+        live.take()
+        live.set_scale(1.0)
+        pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors", adapter_name="no_cat")
+        pipe.set_adapters(["no_cat"], [scale])
+        np.testing.assert_allclose(draw(pipe), baked, atol=2 / 255)
+        pipe.unload_lora_weights()
+
+
+def test_two_threads_lose_no_erasure_and_an_interrupt_changes_nothing(pipe, cat, dog):
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = state(pipe)
+    live = LiveErasure.of(pipe)
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(live.add, (cat, dog)))
+        assert set(live.erasures) == {cat, dog}
+        live.take()
+        assert same(state(pipe), before)
+    name = sorted(live.parameters)[5]
+    broken = live.parameters[name]
+
+    class Interrupting(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            raise KeyboardInterrupt
+
+    new = (cat.scaled(1)).edit_weights(live.originals())
+    new[name] = new[name].as_subclass(Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        live._set_weights(new)
+    assert broken is live.parameters[name] and same(state(pipe), before) and not live.erasures
+
+
+def test_weights_replaced_from_outside_are_noticed(pipe, cat, caplog):
+    live = apply_to_pipeline(pipe, cat)
+    fresh = {n: p.detach().clone() + 1 for n, p in pipe.unet.state_dict().items()}
+    pipe.unet.load_state_dict(fresh, assign=True)
+    assert live.erasures == () and "replaced from outside" in caplog.text
+    live.take()
+    assert same(state(pipe), {n: fresh[n] for n in state(pipe)})
+
+
+def test_fused_projections_are_refused(pipe, cat):
+    pipe.fuse_qkv_projections(unet=True, vae=False)
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        apply_to_pipeline(pipe, cat)
+
+
 def test_diffusers_loads_it_as_a_custom_pipeline(embedded, cat):
     import erase_sd.pipelines.stable_diffusion as module
 
