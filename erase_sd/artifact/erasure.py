@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from erase_sd.artifact import file
 from erase_sd.artifact.base import WrongBase, check_base, check_text_encoder, hashes
 from erase_sd.artifact.concept import ErasedConcept
 from erase_sd.models.architectures import TOKENS, Architecture, Kinds, Site, Stream, by_name
+from erase_sd.models.files import ERASURE, PROVENANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,3 +261,12 @@ def combine(erasures: Sequence[Erasure]) -> Erasure:
     for erasure in rest:
         total = total + erasure
     return total
+
+
+def erasure_files(erasure: Erasure) -> dict[str, bytes]:
+    """The small files that say what an erased checkpoint carries.
+
+    The erasure, and the same in words.
+    """
+    words = json.dumps(erasure.describe(), indent=2, ensure_ascii=False).encode()
+    return {ERASURE: erasure.to_bytes(), PROVENANCE: words}

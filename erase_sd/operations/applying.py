@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erase_sd.artifact.erasure import Erasure, combine
+from erase_sd.artifact.erasure import Erasure, combine, erasure_files
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.operations.common import (
     Run,
     check_output,
-    erasure_files,
     keep_undo,
     load_erasure,
     open_model,

@@ -5,7 +5,6 @@ Which erasure belongs to a path.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.checkpoint import Checkpoint, undo_file
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import (
-    ERASURE,
-    PROVENANCE,
     atomic_path,
     check_apart,
     check_room,
@@ -125,12 +122,3 @@ def keep_undo(out: Path, weights: Mapping[str, Tensor], *, force: bool) -> Path:
     with atomic_path(path, force=force) as draft:
         draft.write_bytes(content)
     return path
-
-
-def erasure_files(erasure: Erasure) -> dict[str, bytes]:
-    """The small files that say what an erased checkpoint carries.
-
-    The erasure, and the same in words.
-    """
-    words = json.dumps(erasure.describe(), indent=2, ensure_ascii=False).encode()
-    return {ERASURE: erasure.to_bytes(), PROVENANCE: words}

@@ -13,12 +13,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.erasure import Erasure, erasure_files
 from erase_sd.artifact.report import certificate_lines, escaped, options_text
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
-from erase_sd.operations.common import Run, check_output, erasure_files, keep_undo, open_model
+from erase_sd.operations.common import Run, check_output, keep_undo, open_model
 from erase_sd.operations.pictures import Pictures, draw, score_lines, wanted
 from erase_sd.pipelines.erasing import erase_from_pipeline
 from erase_sd.prompts import clean

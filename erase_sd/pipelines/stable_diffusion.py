@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.erasure import Erasure, combine, erasure_files
 from erase_sd.fit.solve import Settings
+from erase_sd.models.files import atomic_path
 from erase_sd.pipelines.erasing import erase_from_pipeline
 from erase_sd.pipelines.live import LiveErasure
 
@@ -46,6 +51,25 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):  # type: ignore[mis
     def restore(self, erasure: Erasure | None = None) -> None:
         """Take one erasure, or all, out again; the weights return bit for bit."""
         LiveErasure.of(self).take(erasure)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Save a plain Stable Diffusion folder, with what is erased from it beside the weights.
+
+        Args:
+            save_directory: Folder to write.
+            **options: As diffusers takes them.
+        """
+        super().save_pretrained(save_directory, **options)
+        folder, live = Path(save_directory), LiveErasure.of(self)
+        index = folder / "model_index.json"
+        about = json.loads(index.read_text(encoding="utf-8"))
+        about["_class_name"] = StableDiffusionPipeline.__name__  # what everybody can load
+        files = {index.name: json.dumps(about, indent=2).encode()}
+        if live.erasures:
+            files |= erasure_files(combine(live.erasures).scaled(live.scale))
+        for name, content in files.items():
+            with atomic_path(folder / name, force=True) as draft:
+                draft.write_bytes(content)
 
     @property
     def erasures(self) -> tuple[Erasure, ...]:

@@ -190,6 +190,22 @@ def test_weights_replaced_from_outside_are_noticed(pipe, cat, caplog):
     assert same(state(pipe), {n: fresh[n] for n in state(pipe)})
 
 
+def test_a_saved_pipeline_is_a_plain_one_with_its_erasure_beside_it(pipe, tmp_path):
+    from erase_sd.operations.verifying import verify
+
+    pipe.erase("cat")
+    pipe.save_pretrained(tmp_path / "saved")
+    again = DiffusionPipeline.from_pretrained(
+        tmp_path / "saved", dtype=torch.float32, local_files_only=True
+    )
+    assert type(again).__name__ == "StableDiffusionPipeline"
+    assert same(state(pipe), dict(again.unet.named_parameters()))
+    assert verify(tmp_path / "saved").passed
+    pipe.restore()
+    pipe.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "erasure.json").exists()
+
+
 def test_fused_projections_are_refused(pipe, cat):
     pipe.fuse_qkv_projections(unet=True, vae=False)
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):
