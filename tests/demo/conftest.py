@@ -108,10 +108,13 @@ class Client:
                 connection.putheader(key, value)
         if body is not None:
             connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
+        with contextlib.closing(connection):
+            connection.endheaders()
+            # A body that is too large is refused before all of it was sent.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(body or b"")
+            answer = connection.getresponse()
+            data = answer.read()
         given = answer.headers.get("set-cookie")
         if given:
             self.cookie = given.partition(";")[0]
