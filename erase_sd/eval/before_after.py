@@ -100,8 +100,14 @@ def compare(
     seeds = [i for _ in subjects for i in range(count)]
 
     def draw(when: str) -> list[Image.Image]:
-        options = {"steps": drawing.steps, "guidance": drawing.guidance}
-        return generate(pipe, prompts, seeds, progress=when, **options)  # type: ignore[arg-type]
+        return generate(
+            pipe,
+            prompts,
+            seeds,
+            progress=when,
+            steps=drawing.steps,
+            guidance=drawing.guidance,
+        )
 
     before = draw("before")
     apply()

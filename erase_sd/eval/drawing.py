@@ -67,8 +67,14 @@ def picture(
         apply_to_pipeline(pipe, erasure.scaled(scale))
     prompts = [p for p in request.prompts for _ in range(request.count)]
     seeds = request.seeds * len(request.prompts)
-    options = {"steps": request.steps, "guidance": request.guidance}
-    images = generate(pipe, prompts, seeds, progress="images", **options)  # type: ignore[arg-type]
+    images = generate(
+        pipe,
+        prompts,
+        seeds,
+        progress="images",
+        steps=request.steps,
+        guidance=request.guidance,
+    )
     if len(images) == 1:
         return images[0]
     columns = min(request.count, _COLUMNS) if request.count > 1 else _COLUMNS

@@ -30,8 +30,7 @@ WORDS = 2000
 TEMPLATES = ("{}", "a photo of a {}", "a picture of {}", "a drawing of a {}")
 RULE = "all-but-bos"
 # Positions that are encoded: a causal encoder's first states do not depend on later ones, and
-# padding
-# resembles padding, so a third of the line tells what the whole would, at a third of the time.
+# padding resembles padding, so a third of the line tells what the whole would.
 LENGTH = 24
 FORMAT = "3"  # of the cached file; older ones are made again
 

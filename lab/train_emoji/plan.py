@@ -21,9 +21,7 @@ class Plan:
 
 
 # pairs: share of two-object scenes; attributes: how often the generator's captions name the artist,
-# and
-# likewise the background; floor: added to the generator's loss weights, the more for pure noise to
-# count.
+# and the background likewise; floor: added to the generator's loss weights, so pure noise counts.
 PLANS: dict[str, dict[str, Any]] = {
     "cpu": {
         "scenes": 40_000,
@@ -37,8 +35,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "judge2": Plan(1_000, 48, 2e-3),
         "unet": Plan(5_000, 64, 6e-4),
     },
-    # More of the generator and of the image tower: `--init` with weights that exist, the rest of
-    # them kept.
+    # More of the generator and the image tower, from weights that exist (`--init`); the rest stays.
     "cpu-continue": {
         "scenes": 60_000,
         "pairs": 0.45,
