@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,20 +99,10 @@ def compare(
         raise ValueError(f"expected subjects and images, got {len(subjects)} and {count}")
     prompts = [s.prompts[i % len(s.prompts)] for s in subjects for i in range(count)]
     seeds = [i for _ in subjects for i in range(count)]
-
-    def draw(when: str) -> list[Image.Image]:
-        return generate(
-            pipe,
-            prompts,
-            seeds,
-            progress=when,
-            steps=drawing.steps,
-            guidance=drawing.guidance,
-        )
-
-    before = draw("before")
+    draw = partial(generate, pipe, prompts, seeds, steps=drawing.steps, guidance=drawing.guidance)
+    before = draw(progress="before")
     apply()
-    after = draw("after")
+    after = draw(progress="after")
     detector = DetectorSpec(judge).load() if judge else None
     table, rows = [], []
     for i, subject in enumerate(subjects):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -72,9 +73,16 @@ def train(work: Trainer) -> None:
 
 @torch.no_grad()
 def caption_bank(work: Trainer, text: Any, variants: int = 2) -> Tensor:
-    """`(variants + 1, scenes, 77, width)` half; the last holds the empty caption at [-1, 0]."""
-    scenes = work.scenes()
+    """`(variants + 1, scenes, 77, width)` half; the last holds the empty caption at [-1, 0].
+
+    Kept in the work folder: minutes of work, which a resumed run wants again.
+    """
     where = work.device if work.device.type == "cuda" else "cpu"
+    stored = work.out / "captions.pt"
+    if stored.exists():
+        kept: Tensor = torch.load(stored, weights_only=True, mmap=True)
+        return kept.to(where)
+    scenes = work.scenes()
     bank = torch.zeros(
         variants + 1,
         len(scenes),
@@ -95,4 +103,7 @@ def caption_bank(work: Trainer, text: Any, variants: int = 2) -> Tensor:
             with work.autocast():
                 bank[v, start : start + 256] = text(work.tokenize(texts)).last_hidden_state.half()
     bank[-1, 0] = text(work.tokenize([""])).last_hidden_state[0].half()
+    draft = stored.with_suffix(".tmp")
+    torch.save(bank, draft)
+    os.replace(draft, stored)
     return bank
