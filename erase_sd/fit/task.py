@@ -18,7 +18,7 @@ from erase_sd.models.architectures import POOLED, TOKENS, Stream
 from erase_sd.prompts import clean, neutral
 from erase_sd.text.background import LENGTH, RULE, TEMPLATES, background, meanings
 from erase_sd.text.encoder import TextEncoder
-from erase_sd.text.tokens import PromptStates
+from erase_sd.text.tokens import SINGLE, PromptStates
 
 NEAR = 0.9  # cosine above which a background prompt counts as the concept itself
 
@@ -51,15 +51,21 @@ def is_style(forget: Sequence[str]) -> bool:
     return any(p.lower().startswith(_MANNER) for p in forget)
 
 
-def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
-    """Each short prompt in every context; those of over three words are sentences and stay alone.
+def placed(prompts: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str]]:
+    """Each prompt with each sentence that it is put in; those of over three words stay alone.
 
     A style stands behind things instead ("a house by someone"): what it does to them is what must
     go.
     """
+    short = 3
     if len(contexts) > 1 and is_style(prompts):
-        return clean(c.format(p) if len(p.split()) <= 8 else p for p in prompts for c in _THINGS)
-    return clean(c.format(p) if len(p.split()) <= 3 else p for p in prompts for c in contexts)
+        contexts, short = _THINGS, 8
+    return [(p, c) for p in prompts for c in (contexts if len(p.split()) <= short else ("{}",))]
+
+
+def in_contexts(prompts: Sequence[str], contexts: Sequence[str]) -> list[str]:
+    """Each prompt in its sentences (see `placed`), each once."""
+    return clean(c.format(p) for p, c in placed(prompts, contexts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +174,15 @@ class Task:
 
     @cached_property
     def forget_subjects(self) -> dict[Stream, Tensor]:
-        """Last subject state of each forget prompt."""
-        return self.encoder.subjects(self.forget)
+        """The state of each forget prompt that methods with a target move.
+
+        Its last subject token, or what the token rule says if that picks one state; in this case of
+        the prompt in every context.
+        """
+        if self.tokens not in SINGLE:
+            return self.encoder.subjects(self.forget)
+        told = [c.format(p) for p, c in placed(self.forget, self.contexts)]
+        return self.encoder.subjects(told, self.tokens)
 
     @cached_property
     def retain_subjects(self) -> dict[Stream, Tensor]:
@@ -274,7 +287,10 @@ class Task:
         if self.anchor is None:
             return torch.zeros(0, self.encoder.widths[stream])
         # The empty anchor is BOS, as in the code of UCE and its kin; any other its last subject
-        # token.
+        # token. A closing state moves to that of the same sentence with the anchor in it.
+        if self.tokens == "eos":
+            told = [c.format(self.anchor) for _, c in placed(self.forget, self.contexts)]
+            return self.encoder.subjects(told, "eos")[stream]
         if self.anchor.strip() or stream == POOLED:
             target = self.encoder.subjects([self.anchor])[stream]
         else:

@@ -208,14 +208,20 @@ class TextEncoder:
         """Second moment of the token states that a rule picks, over all prompts."""
         return self.moments(prompts, rule, progress=progress)[TOKENS]
 
-    def subjects(self, prompts: Sequence[str]) -> dict[Stream, Tensor]:
-        """`(n s, d)` float64 of each stream: the prompts' last own tokens in each of `s` segments.
+    def subjects(
+        self, prompts: Sequence[str], rule: str = "last-subject"
+    ) -> dict[Stream, Tensor]:
+        """`(n s, d)` float64 of each stream: one state of each prompt in each of `s` segments.
 
         Pooled vectors.
+
+        Args:
+            prompts: `n` prompts.
+            rule: Which state, "last-subject" or "eos".
         """
         rows = {stream: [torch.zeros(0, width)] for stream, width in self.widths.items()}
         # The subject stands before the padding, and a causal encoder's states do not look ahead.
         for states in self.stream(prompts, length=1):
             for stream, found in rows.items():
-                found.append(states.rows("last-subject", stream))
+                found.append(states.rows(rule, stream))
         return {stream: torch.cat(found).double() for stream, found in rows.items()}

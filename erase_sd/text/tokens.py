@@ -14,8 +14,12 @@ TOKEN_RULES: dict[str, str] = {
     "words": "the prompt's own tokens",
     "words+eos": "the prompt's own tokens and the EOS that closes them",
     "last-subject": "the prompt's last own token",
+    "eos": "the EOS that closes the prompt",
     "all": "all positions, the constant BOS included",
 }
+
+
+SINGLE = ("last-subject", "eos")  # rules that pick one state of a prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,8 @@ class Segment:
             return (position >= self.start) & (position < end)
         if rule in ("words+eos", "all-but-bos"):  # T5 writes no prompt into its padding
             return (position >= self.start) & (position <= end)
+        if rule == "eos":
+            return position == end
         # An empty prompt has no subject; its EOS is the nearest thing (the rule `mask.sum() - 2` of
         # other code gives BOS, which every prompt shares).
         return position == (end - 1).clamp(min=self.start)

@@ -8,11 +8,13 @@ import torch
 from erase_sd.algebra.methods import (
     METHODS,
     cure,
+    dp,
     gf,
     leace,
     rayleigh,
     rece,
     speed,
+    trce,
     uce,
     unlink,
     unlink_deflated,
@@ -85,6 +87,17 @@ def reference(name):
     if name == "uce":
         m = 0.5 * eye + sum(np.outer(x, x) for x in c) + sum(np.outer(x, x) for x in k)
         return eye + sum(np.outer(b - a, a) for a, b in zip(c, g, strict=True)) @ np.linalg.inv(m)
+    if name == "trce":
+        n = NULL.numpy()
+        m0 = 0.01 * ((len(n) - 1) * Cr + np.outer(n[0], n[0]))
+        top = sum(np.outer(b, a) for a, b in zip(c, g, strict=True)) / len(c) + m0
+        return top @ np.linalg.inv(sum(np.outer(a, a) for a in c) / len(c) + m0)
+    if name == "dp":
+        kept = np.concatenate([k, NULL.numpy()])
+        u2 = scipy.linalg.null_space(kept)
+        safe = scipy.linalg.orth(np.concatenate([g, k]).T)
+        x = u2.T @ c.T
+        return eye + (safe @ safe.T @ c.T - c.T) @ np.linalg.inv(x.T @ x) @ x.T @ u2.T
     if name == "leace":
         x = np.concatenate(
             [np.repeat(f, len(r), 0), np.repeat(r, len(f), 0)]
@@ -105,6 +118,8 @@ CASES = {
     "gf": (gf, {}),
     "cure": (cure, {}),
     "uce": (uce, {}),
+    "trce": (trce, {}),
+    "dp": (dp, {"energy": 1e-12}),
     "leace": (leace, {"tolerance": 1e-12}),
 }
 
@@ -135,6 +150,7 @@ def test_rescaled_features_rescale_nothing(name, problem):
         null=7 * NULL,
         concepts=7 * C,
         anchors=7 * G,
+        kept=7 * K,
     )
     method = METHODS[name]
     options = method.options()

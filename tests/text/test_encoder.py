@@ -32,11 +32,14 @@ def test_token_rules_pick_what_they_say(encoder, rule):
         "words": [5, 0],
         "words+eos": [6, 1],
         "last-subject": [1, 1],
+        "eos": [1, 1],
     }[rule]
     assert mask.sum(1).tolist() == expected
     assert bool(mask[0, 0]) == (rule == "all")
     if rule == "last-subject":
         assert mask[0, 5] and mask[1, 1]  # for an empty prompt its EOS, never BOS
+    if rule == "eos":
+        assert mask[0, 6] and mask[1, 1]
 
 
 def test_unknown_rule_is_refused(encoder):

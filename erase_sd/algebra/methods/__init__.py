@@ -171,6 +171,24 @@ _ALL = (
         kinds="v",
     ),
     Method(
+        "trce",
+        "stage 1 of TRCE: the closing EOS of every sentence about the concept becomes that of a "
+        "safe one",
+        "TRCE (arXiv 2503.07389), stage 1",
+        retain="background",
+        tokens="eos",
+        contexts=_SENTENCES,
+        anchor="",
+    ),
+    Method(
+        "dp",
+        "double projection: onto a safe subspace, inside the null space of what is kept",
+        "Closed-Form Concept Erasure via Double Projections (arXiv 2604.10032)",
+        retain="listed",
+        tokens="last-subject",
+        anchor="",
+    ),
+    Method(
         "leace",
         "least-squares linear concept erasure of the label 'forget or retain'",
         "LEACE (arXiv 2306.03819), Theorem 4.2",
