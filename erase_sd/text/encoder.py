@@ -208,9 +208,7 @@ class TextEncoder:
         """Second moment of the token states that a rule picks, over all prompts."""
         return self.moments(prompts, rule, progress=progress)[TOKENS]
 
-    def subjects(
-        self, prompts: Sequence[str], rule: str = "last-subject"
-    ) -> dict[Stream, Tensor]:
+    def subjects(self, prompts: Sequence[str], rule: str = "last-subject") -> dict[Stream, Tensor]:
         """`(n s, d)` float64 of each stream: one state of each prompt in each of `s` segments.
 
         Pooled vectors.

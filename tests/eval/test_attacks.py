@@ -16,6 +16,7 @@ from erase_sd.eval.attacks.fine_tuning import fine_tuning
 from erase_sd.eval.attacks.prompt import prompt_attack
 from erase_sd.eval.attacks.ring_a_bell import concept_prompts
 from erase_sd.eval.attacks.target import Target, own_pictures
+from erase_sd.eval.attacks.tokens import on_simplex, token_attack
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text.encoder import TextEncoder
 
@@ -77,6 +78,42 @@ def test_a_prompt_attack_is_seeded_and_knows_its_prefix(pipe, cats):
     pipe.text_encoder_2 = pipe.text_encoder
     with pytest.raises(ValueError, match="one text encoder"):
         prompt_attack(pipe, cats, **options)
+
+
+def test_a_token_attack_finds_words_of_the_vocabulary(pipe, cats):
+    """Its states are those of real tokens before the prompt, and they draw cats without a name."""
+    first = token_attack(pipe, cats, "a photo", iterations=0)
+    states = token_attack(pipe, cats, "a photo", iterations=25)
+    assert loss_of(pipe, cats, states) < 0.95 * loss_of(pipe, cats, first)
+    assert found(pipe, states, "cat") >= 3
+    table = pipe.text_encoder.get_input_embeddings().weight
+    tokens = []
+    with torch.no_grad():  # causal: the first state says which token stands first, and so on
+        for place in range(1, 6):
+            ids = torch.full((len(table), place + 1), pipe.tokenizer.bos_token_id)
+            ids[:, 1:place] = torch.tensor(tokens, dtype=torch.long)
+            ids[:, place] = torch.arange(len(table))
+            made = torch.cat(
+                [pipe.text_encoder(i).last_hidden_state[:, -1] for i in ids.split(512)]
+            )
+            off = (made - states[0, place]).norm(dim=1)
+            assert off.min() < 1e-3 * states[0, place].norm()
+            tokens.append(int(off.argmin()))
+    pipe.text_encoder_2 = pipe.text_encoder
+    with pytest.raises(ValueError, match="one text encoder"):
+        token_attack(pipe, cats, "a", iterations=1)
+
+
+def test_the_simplex_is_met_where_it_is_nearest():
+    rows = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    on = on_simplex(rows)
+    torch.testing.assert_close(on.sum(1), torch.ones(6))
+    assert (on >= 0).all()
+    for seed in range(200):  # no other distribution is nearer
+        other = torch.rand(6, 9, generator=torch.Generator().manual_seed(seed)).pow(4)
+        other = other / other.sum(1, keepdim=True)
+        for mixed in (other, 0.99 * on + 0.01 * other):
+            assert ((mixed - rows).norm(dim=1) >= (on - rows).norm(dim=1) - 1e-6).all()
 
 
 def test_fine_tuning_counts_steps_and_puts_the_weights_back(pipe, cats):

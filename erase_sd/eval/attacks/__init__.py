@@ -24,12 +24,13 @@ ATTACKS: dict[str, str] = {
     "paraphrase": "erase_sd.eval.attacks.paraphrase:paraphrase",
     "revival": "erase_sd.eval.attacks.revival:revived",
     "ring-a-bell": "erase_sd.eval.attacks.ring_a_bell:ring_a_bell",
+    "tokens": "erase_sd.eval.attacks.tokens:real_tokens",
     "prompt": "erase_sd.eval.attacks.prompt:free_tokens",
     "inversion": "erase_sd.eval.attacks.prompt:inversion",
     "fine-tuning": "erase_sd.eval.attacks.fine_tuning:fine_tuned",
 }
 # Those that learn from an attacker's pictures of the concept.
-LEARNING = frozenset(("prompt", "inversion", "fine-tuning"))
+LEARNING = frozenset(("tokens", "prompt", "inversion", "fine-tuning"))
 
 
 def parse(attack: str) -> tuple[str, int | None]:

@@ -17,7 +17,8 @@ from erase_sd.eval.attacks.target import Target
 @contextmanager
 def free_tokens(target: Target, steps: int | None = None) -> Iterator[Tensor]:
     """Five free embeddings (UnlearnDiffAtk's freedom); 40 gradient steps."""
-    yield prompt_attack(target.pipe, target.pictures, iterations=40 if steps is None else steps)
+    count = 40 if steps is None else steps
+    yield prompt_attack(target.pipe, target.pictures, iterations=count, seed=target.seed)
 
 
 @contextmanager
@@ -25,7 +26,13 @@ def inversion(target: Target, steps: int | None = None) -> Iterator[Tensor]:
     """One free embedding after "a photo of a" (textual inversion); 200 gradient steps."""
     count = 200 if steps is None else steps
     yield prompt_attack(
-        target.pipe, target.pictures, prefix="a photo of a", tokens=1, iterations=count, lr=0.02
+        target.pipe,
+        target.pictures,
+        prefix="a photo of a",
+        tokens=1,
+        iterations=count,
+        lr=0.02,
+        seed=target.seed,
     )
 
 
@@ -74,10 +81,10 @@ def prompt_attack(
     table = inner.embeddings.token_embedding.weight.detach().cpu()
     start = torch.randint(0, len(table) - 2, (tokens,), generator=generator)
     free = table[start].clone().float().to(latents.device).requires_grad_(True)
-    ids, at = _prompt_ids(pipe, prefix, start)
+    ids, at = prompt_ids(pipe, prefix, start)
     ids = ids.to(latents.device)
     optimizer = torch.optim.Adam([free], lr=lr)
-    with _tokens_in_place(pipe.text_encoder, free, at):
+    with tokens_in_place(pipe.text_encoder, free, at):
         for _ in range(iterations):
             states = pipe.text_encoder(ids).last_hidden_state.expand(batch, -1, -1)
             loss = denoising_loss(pipe, latents, states, generator)
@@ -89,21 +96,29 @@ def prompt_attack(
     return found
 
 
-def _prompt_ids(pipe: Any, prefix: str, start: Tensor) -> tuple[Tensor, int]:
-    """Ids `(1, L)` of BOS, prefix, free tokens and EOS, and where the free ones begin."""
+def prompt_ids(pipe: Any, before: str, own: Tensor, after: str = "") -> tuple[Tensor, int]:
+    """Ids `(1, L)` of BOS, words, an attacker's tokens, words and EOS; where his tokens begin.
+
+    Args:
+        pipe: The pipeline whose tokenizer it is.
+        before: Words before the tokens.
+        own: `(k,)` ids to stand in their place, so that pooling finds EOS behind them.
+        after: Words behind them; what does not fit is cut.
+    """
     tokenizer = pipe.tokenizer
     length = min(tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings)
-    words = tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
-    head = torch.tensor([tokenizer.bos_token_id, *words])
+    words = [
+        tokenizer(text, add_special_tokens=False).input_ids if text else []
+        for text in (before, after)
+    ]
+    told = torch.tensor([tokenizer.bos_token_id, *words[0], *own.tolist(), *words[1]])
     ids = torch.full((1, length), tokenizer.eos_token_id)
-    ids[0, : len(head)] = head
-    # Some ids stand there, so that pooling finds EOS behind the free tokens.
-    ids[0, len(head) : len(head) + len(start)] = start
-    return ids, len(head)
+    ids[0, : len(told)] = told[: length - 1]
+    return ids, 1 + len(words[0])
 
 
 @contextmanager
-def _tokens_in_place(text_encoder: Any, embeddings: Tensor, at: int) -> Iterator[None]:
+def tokens_in_place(text_encoder: Any, embeddings: Tensor, at: int) -> Iterator[None]:
     """Put free embeddings, `(k, d)`, at positions `at`, … of whatever the text encoder reads."""
 
     def hook(module: Any, args: Any, output: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def ring_a_bell(target: Target, steps: int | None = None) -> Iterator[str]:
     """The words that the search finds; 40 generations of it."""
     pairs = [(t.format(target.concept), t.format("thing")) for t in _SENTENCES]
     encoder, count = TextEncoder.of(target.pipe), 40 if steps is None else steps
-    yield concept_prompts(encoder, pairs, "a photo of a thing", generations=count)
+    yield concept_prompts(encoder, pairs, "a photo of a thing", generations=count, seed=target.seed)
 
 
 def concept_prompts(

@@ -22,6 +22,7 @@ class Target:
         prompt: A prompt that means it.
         pictures: Of the concept, for attacks that learn.
         edit: The edit of the token states, if one is applied; the revival inverts it.
+        seed: Where a search begins; an attacker may try several.
         original: The unedited pipeline, if `pipe` is not that one with an erasure applied live.
     """
 
@@ -30,6 +31,7 @@ class Target:
     prompt: str
     pictures: Sequence[Image.Image] = field(default=())
     edit: LowRankEdit | None = None
+    seed: int = 0
     original: Any = None
 
 
