@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study results bench bench-vision vision-pgu data-cifar10 faults test-browser screenshots clean
+.PHONY: demo test lint types train-emoji validate-emoji study ladder results bench bench-vision vision-pgu data-cifar10 faults test-browser screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -46,6 +46,9 @@ validate-emoji: $(STAMP)  ## measure the shipped weights; writes docs/measured/e
 
 study: $(STAMP)  ## compare all methods on the embedded model; writes docs/measured/method-study.md
 	@$(BIN)/python -m lab.method_study
+
+ladder: $(STAMP)  ## attacks by what the attacker has; writes docs/measured/ladder.md; hours, resumes
+	@$(BIN)/python -m lab.ladder
 
 results: $(STAMP)  ## every method on every offline protocol; writes docs/measured/results.md; 30 minutes, resumes
 	@$(BIN)/python -m lab.results

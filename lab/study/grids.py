@@ -28,6 +28,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"share": 0.03},
         {"epsilon": 1e-2},
         {"rank": 1},
+        {"tokens": "eos"},
         {"apart": True},
         {"contexts": IN_SCENES},
     ],
@@ -47,6 +48,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"kept": "vocabulary"},
         {"kept": "vocabulary", "erase_scale": 10.0},
         {"kept": "vocabulary", "erase_scale": 10.0, "ridge": 0.01},
+        {"kept": "vocabulary", "tokens": "eos"},
     ],
     "rece": [
         {},
@@ -55,5 +57,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"kept": "vocabulary", "erase_scale": 10.0},
     ],
     "speed": [{}, {"threshold": 0.01}, {"threshold": 1.0}],
+    "trce": [{}, {"preserve_scale": 0.1}, {"preserve_scale": 1.0}],
+    "dp": [{}, {"energy": 0.03}, {"tokens": "eos"}],
     "leace": [{}, {"tolerance": 1e-3}],
 }

@@ -254,13 +254,29 @@ def on_directions(a: np.ndarray, b: np.ndarray, count: int) -> tuple[np.ndarray,
     return (a - centre) @ vt[:count].T, (b - centre) @ vt[:count].T
 
 
+def pictures_of(t: Target, count: int, seed: int = 77) -> list[Image.Image]:
+    """An attacker's pictures of a target: renders of its objects in turn, or by its artist."""
+    if t.kind == "artist":
+        return _renders(count, seed, artist=load_world().artists.index(t.name))
+    each = -(-count // len(t.forget))
+    return [i for name in t.forget for i in renders_of(name, each, seed)][:count]
+
+
 def renders_of(name: str, count: int, seed: int = 77) -> list[Image.Image]:
     """An attacker's pictures of an object: renders."""
-    index = load_world().names.index(name)
+    return _renders(count, seed, index=load_world().names.index(name))
+
+
+def _renders(
+    count: int, seed: int, *, index: int | None = None, artist: int | None = None
+) -> list[Image.Image]:
+    """Scenes of one object, or by one artist."""
     rng = np.random.default_rng(seed)
     seen: list[Image.Image] = []
     while len(seen) < count:
         scene = sample_scene(rng, pairs=0)
-        if index in available_objects()[scene.artist]:
+        if index is not None and index in available_objects()[scene.artist]:
             seen.append(Image.fromarray(render(replace(scene, objects=(index,)))))
+        elif artist is not None and scene.artist == artist:
+            seen.append(Image.fromarray(render(scene)))
     return seen

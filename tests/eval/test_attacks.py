@@ -16,7 +16,7 @@ from erase_sd.eval.attacks.fine_tuning import fine_tuning
 from erase_sd.eval.attacks.prompt import prompt_attack
 from erase_sd.eval.attacks.ring_a_bell import concept_prompts
 from erase_sd.eval.attacks.target import Target, own_pictures
-from erase_sd.eval.attacks.tokens import on_simplex, token_attack
+from erase_sd.eval.attacks.tokens import Search, on_simplex, token_attack
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text.encoder import TextEncoder
 
@@ -82,8 +82,8 @@ def test_a_prompt_attack_is_seeded_and_knows_its_prefix(pipe, cats):
 
 def test_a_token_attack_finds_words_of_the_vocabulary(pipe, cats):
     """Its states are those of real tokens before the prompt, and they draw cats without a name."""
-    first = token_attack(pipe, cats, "a photo", iterations=0)
-    states = token_attack(pipe, cats, "a photo", iterations=25)
+    first = token_attack(pipe, cats, "a photo", Search(iterations=0))
+    states = token_attack(pipe, cats, "a photo", Search(iterations=25))
     assert loss_of(pipe, cats, states) < 0.95 * loss_of(pipe, cats, first)
     assert found(pipe, states, "cat") >= 3
     table = pipe.text_encoder.get_input_embeddings().weight
@@ -101,7 +101,7 @@ def test_a_token_attack_finds_words_of_the_vocabulary(pipe, cats):
             tokens.append(int(off.argmin()))
     pipe.text_encoder_2 = pipe.text_encoder
     with pytest.raises(ValueError, match="one text encoder"):
-        token_attack(pipe, cats, "a", iterations=1)
+        token_attack(pipe, cats, "a")
 
 
 def test_the_simplex_is_met_where_it_is_nearest():
