@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from lab.second_judge import load_second_judge
 
 STEPS, GUIDANCE = 20, 3.0
 GOALS = {
-    "objects": ("object named in the prompt is the judge's top answer, mean over objects", 0.95),
-    "worst object": ("the same, worst object", 0.75),
-    "pairs": ("both objects of a two-object prompt found", 0.80),
-    "artists": ("artist named in the prompt recognised", 0.90),
-    "backgrounds": ("background colour right", 0.95),
+    "objects": ("object named in the prompt is the judge's top answer, mean over objects", 0.98),
+    "worst object": ("the same, worst object", 0.85),
+    "pairs": ("both objects of a two-object prompt found", 0.85),
+    "artists": ("artist named in the prompt recognised, mean over artists", 0.92),
+    "worst artist": ("the same, worst artist", 0.85),
+    "backgrounds": ("background colour right", 0.99),
+    "judges agree": ("the second judge names the same object in single-object images", 0.95),
     "judge": ("judge's top object on unseen renders", 0.99),
     "clip": ("emoji-clip zero-shot on unseen renders", 0.95),
 }
@@ -54,11 +57,9 @@ def sample_sheet(pipe: Any, seed: int = 7) -> Image.Image:
 
 def goals(result: Mapping[str, Any]) -> list[Goal]:
     """What was aimed at, and what was reached."""
-    found = []
-    for key, (what, bar) in GOALS.items():
-        reached = f"{result[key]:.1%}"
-        found.append(Goal(what, f"at least {bar:.0%}", reached, result[key] >= bar))
-    return found
+    told = {"worst artist": min(result["per artist"].values())} | dict(result)
+    told["judges agree"] = result.get("second judge", {}).get("agreement", math.nan)
+    return [Goal.at_least(what, bar, told[k], "{:.1%}") for k, (what, bar) in GOALS.items()]
 
 
 def validation_page(

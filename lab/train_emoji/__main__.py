@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from erase_sd._lazy import resolve
 from erase_sd.emoji.clip import load_clip
-from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, USUAL
+from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, TRAINED, USUAL
 from lab.train_emoji.stages import RUN
 from lab.train_emoji.towers import save_clip
 from lab.train_emoji.trainer import Trainer
@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if args.init:
         unpack(work, args.init)
+        stages = [s for s in stages if s in work.plan or s not in TRAINED]
     run(work, stages)
     return 0
 

@@ -38,11 +38,12 @@ def export(work: Trainer) -> None:
     shutil.rmtree(target, ignore_errors=True)
     _generator(work, target / "emoji-sd")
     # The text tower is emoji-sd's text encoder; it is shipped once.
-    clip = load_file(work.out / "vision" / "model.safetensors")
+    made = work.out / ("vision" if (work.out / "vision").exists() else "clip")
+    clip = load_file(made / "model.safetensors")
     tower = {k: v for k, v in clip.items() if "text_model." not in k}
     (target / "emoji-clip").mkdir()
     save_file(half(tower), target / "emoji-clip" / IMAGE_TOWER, metadata={"format": "pt"})
-    shutil.copy(work.out / "vision" / "config.json", target / "emoji-clip")
+    shutil.copy(made / "config.json", target / "emoji-clip")
     shutil.copytree(work.out / "tokenizer", target / "emoji-clip", dirs_exist_ok=True)
     judge = torch.load(work.out / "judge.pt", map_location="cpu", weights_only=True)
     save_file(half(judge), target / "judge.safetensors")

@@ -8,6 +8,7 @@ from typing import Any
 # In the order of a training. A stage's place here seeds its noise: new ones go to the end.
 STAGES = ("scenes", "vae", "clip", "judge", "latents", "unet", "vision", "export", "judge2")
 USUAL = STAGES[:-1]  # the second judge is the laboratory's alone
+TRAINED = ("vae", "clip", "judge", "unet", "vision", "judge2")  # a continuation keeps the others
 CONTINUED = ("scenes", "latents", "unet", "vision", "export")
 
 
@@ -53,7 +54,6 @@ PLANS: dict[str, dict[str, Any]] = {
         "emphasis": 1.0,
         "schedule": "trapezoid",
         "unet": Plan(9_000, 64, 4e-4),
-        "vision": Plan(1_200, 128, 5e-4),
     },
     "cuda-continue": {
         "scenes": 100_000,

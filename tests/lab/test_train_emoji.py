@@ -13,9 +13,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from erase_sd._lazy import resolve
+from erase_sd.emoji.models import IMAGE_TOWER, WEIGHTS
 from erase_sd.emoji.world import load_world
 from lab.second_judge import SecondJudge, load_second_judge
-from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, USUAL, Plan, stage_id
+from lab.train_emoji.__main__ import main
+from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, TRAINED, USUAL, Plan, stage_id
 from lab.train_emoji.sprites import build_sprites
 from lab.train_emoji.stages import RUN
 from lab.train_emoji.stages.judge2 import disturbed
@@ -72,6 +74,18 @@ def test_training_runs_skips_what_is_done_and_exports_a_loadable_model(tmp_path)
         tmp_path / "weights" / "emoji-sd", local_files_only=True
     )
     assert pipe("a cat", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_a_continuation_keeps_the_image_tower_that_its_plan_does_not_train(tmp_path, monkeypatch):
+    short = {k: v for k, v in PLANS["smoke"].items() if k not in TRAINED or k == "unet"}
+    monkeypatch.setitem(PLANS, "generator", short)
+    assert main(["--plan", "generator", "--init", str(WEIGHTS), "--out", str(tmp_path)]) == 0
+    made, kept = tmp_path / "weights", WEIGHTS / "emoji-clip" / IMAGE_TOWER
+    tower, before = (load_file(f) for f in (made / "emoji-clip" / IMAGE_TOWER, kept))
+    assert tower.keys() == before.keys()
+    assert all(torch.equal(tower[k], before[k]) for k in tower)
+    unet = "emoji-sd/unet/diffusion_pytorch_model.safetensors"
+    assert (made / unet).read_bytes() != (WEIGHTS / unet).read_bytes()
 
 
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
