@@ -119,8 +119,11 @@ class LoadedTower:
     @torch.no_grad()
     def encode(
         self, prompts: Sequence[str], *, length: int | None = None
-    ) -> tuple[Segment, Tensor | None, int]:
+    ) -> tuple[list[Segment], Tensor | None, int]:
         """Token states, pooled features if the spec names them, and how many prompts were cut.
+
+        The first segment is what the architecture reads; the others are those of the layers that
+        hosts may feed in its place.
 
         Args:
             prompts: `n` prompts.
@@ -142,16 +145,19 @@ class LoadedTower:
             mask[row, : len(line)] = 1
         device = next(self.model.parameters()).device
         options: dict[str, Any] = {"attention_mask": mask.to(device)} if self.spec.masked else {}
-        if self.spec.layer != -1:
+        if self.spec.layer != -1 or self.spec.also:
             options["output_hidden_states"] = True
         out = self.model(ids.to(device), **options)
-        states = (
+        states = [
             out.last_hidden_state if self.spec.layer == -1 else out.hidden_states[self.spec.layer]
-        )
+        ]
+        if self.spec.also:  # transformers 5.6 dropped a level of one of its two classes
+            norm = getattr(self.model, "text_model", self.model).final_layer_norm
+            states += [norm(out.hidden_states[layer]) for layer in self.spec.also]
         lengths = torch.tensor([min(len(b), room) for b in batch])
         pooled = out[self.spec.pooled].float().cpu() if self.spec.pooled else None
         return (
-            Segment(states.float().cpu(), lengths, len(head)),
+            [Segment(s.float().cpu(), lengths, len(head)) for s in states],
             pooled,
             sum(len(b) > room for b in batch),
         )
