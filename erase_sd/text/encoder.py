@@ -113,7 +113,8 @@ class TextEncoder:
     @classmethod
     def of(cls, pipe: Any) -> TextEncoder:
         """The text encoders of a live diffusers pipeline."""
-        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        unet = getattr(pipe, "unet", None)  # a compiled one has no truth value
+        denoiser = pipe.transformer if unet is None else unet
         config = dict(denoiser.config)
         config.setdefault("_class_name", type(denoiser).__name__)
         architecture = identify(config)

@@ -143,6 +143,25 @@ class LoadedTower:
             line = [*head, *own[:room], eos]
             ids[row, : len(line)] = torch.tensor(line)
             mask[row, : len(line)] = 1
+        states, pooled = self.read(ids, mask)
+        lengths = torch.tensor([min(len(b), room) for b in batch])
+        return (
+            [Segment(s.float().cpu(), lengths, len(head)) for s in states],
+            None if pooled is None else pooled.float().cpu(),
+            sum(len(b) > room for b in batch),
+        )
+
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """What the encoder makes of tokens; a host's own encoder overrides this.
+
+        Args:
+            ids: `(n, L)` token ids.
+            mask: `(n, L)` 1 where a token is no padding.
+
+        Returns:
+            `(n, L, d)` states of the architecture's layer and of each other that hosts may feed,
+            and `(n, p)` pooled features if the spec names them.
+        """
         device = next(self.model.parameters()).device
         options: dict[str, Any] = {"attention_mask": mask.to(device)} if self.spec.masked else {}
         if self.spec.layer != -1 or self.spec.also:
@@ -154,10 +173,4 @@ class LoadedTower:
         if self.spec.also:  # transformers 5.6 dropped a level of one of its two classes
             norm = getattr(self.model, "text_model", self.model).final_layer_norm
             states += [norm(out.hidden_states[layer]) for layer in self.spec.also]
-        lengths = torch.tensor([min(len(b), room) for b in batch])
-        pooled = out[self.spec.pooled].float().cpu() if self.spec.pooled else None
-        return (
-            [Segment(s.float().cpu(), lengths, len(head)) for s in states],
-            pooled,
-            sum(len(b) > room for b in batch),
-        )
+        return states, out[self.spec.pooled] if self.spec.pooled else None
