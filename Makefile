@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study ladder results bench bench-vision vision-pgu data-cifar10 faults test-browser screenshots clean
+.PHONY: demo test lint types train-emoji validate-emoji study ladder results bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -28,6 +28,9 @@ test-browser: $(STAMP)  ## the demo in a real Chromium, headless; installs it on
 	  || { echo "install Chromium and set CHROMIUM=/path/to/it" >&2; exit 2; }
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	@$(BIN)/python -m pytest -m browser --no-header tests/demo/test_browser.py -s
+
+test-comfyui: $(STAMP)  ## the nodes in a ComfyUI of yours: COMFYUI=folder, COMFYUI_PYTHON=its interpreter (with pytest)
+	@ERASE_SD_COMFYUI="$(COMFYUI)" $(or $(COMFYUI_PYTHON),$(BIN)/python) -m pytest -m host tests/hosts
 
 screenshots: export ERASE_SD_SCREENSHOTS = docs
 screenshots: test-browser  ## the same, and keep its pictures in docs/

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,40 +78,46 @@ def energy_share(gram: Tensor, map_: Tensor) -> float:
 
 
 def certify(
-    edit: LowRankEdit, problem: Problem, *, ordinary: SecondMoment | None = None
+    edit: LowRankEdit,
+    problem: Problem,
+    *,
+    layers: Sequence[tuple[SecondMoment, SecondMoment]] = (),
 ) -> dict[str, Any]:
     """Measure an edit on the features it was made of.
 
     Args:
         edit: The edit.
         problem: What it was made of.
-        ordinary: Moment of ordinary prompts to measure drift on; default: the problem's retain
-            moment.
+        layers: For each layer whose states the model may be fed, the moments of the forget rows and
+            of ordinary prompts; default: the problem's forget and retain moments.
 
     Returns:
         JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
         empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
-        `retain_drift`, root mean square relative change of ordinary prompts; `kept_drift`, the same
-        for the worst prompt named to keep; `spectrum`, top eigenvalue shares of the forget
-        features; and `angle`, degrees between the forget features' first direction and the span
-        that holds 90 % of ordinary prompts' energy (0: nothing sets it apart).
+        `retain_drift`, root mean square relative change of ordinary prompts, both of the layer
+        where they are worst; `kept_drift`, the same for the worst prompt named to keep; `spectrum`,
+        top eigenvalue shares of the first layer's forget features; and `angle`, degrees between
+        their first direction and the span that holds 90 % of ordinary prompts' energy (0: nothing
+        sets it apart).
     """
     T = edit.matrix
     moved = T - torch.eye(edit.width, dtype=torch.float64)
 
-    spectrum = problem.forget.spectrum
+    layers = layers or [(problem.forget, problem.retain)]
+    forget, ordinary = layers[0]
+    spectrum = forget.spectrum
     report: dict[str, Any] = {
         "rank": edit.rank,
         "norm": edit.norm,
-        "null_change": float(change(edit, problem.null).max()) if len(problem.null) else 0.0,
-        "forget_residual": energy_share(problem.forget.gram, T),
-        "retain_drift": energy_share((ordinary or problem.retain).gram, moved),
+        "null_change": float(change(edit, problem.nulls).max()) if len(problem.nulls) else 0.0,
+        "forget_residual": max(energy_share(f.gram, T) for f, _ in layers),
+        "retain_drift": max(energy_share(o.gram, moved) for _, o in layers),
         "kept_drift": float(change(edit, problem.kept).max()) if len(problem.kept) else 0.0,
         "spectrum": [round(float(v), 6) for v in spectrum[:8] / spectrum.sum()],
     }
-    values, vectors = torch.linalg.eigh((ordinary or problem.retain).matrix)
+    values, vectors = torch.linalg.eigh(ordinary.matrix)
     span = vectors[:, values.clamp(min=0).cumsum(0) > 0.1 * values.clamp(min=0).sum()]
-    inside = float((span.T @ problem.forget.subspace(1)).norm().clamp(max=1))
+    inside = float((span.T @ forget.subspace(1)).norm().clamp(max=1))
     report["angle"] = math.degrees(math.acos(inside))
     return report
 

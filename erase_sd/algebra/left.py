@@ -42,13 +42,13 @@ def left_side(weight: Tensor, problem: Problem, options: LeftOptions) -> LowRank
 
     Args:
         weight: `(d_out, d)`; columns past the features' width read no text.
-        problem: Its `contrast`, `drawn` and `null` are used.
+        problem: Its `contrast`, `drawn` and `nulls` are used.
         options: See `LeftOptions`.
     """
     W = weight[:, : problem.width].to(torch.float64).cpu()
     others = W @ problem.drawn.T
     A = torch.eye(len(W), dtype=torch.float64) + options.spare * others @ others.T
-    Y = W @ problem.null.T
+    Y = W @ problem.nulls.T
     Y = Y / Y.norm().clamp(min=1e-300)
     L = torch.linalg.cholesky(A)
     z = torch.cholesky_solve((W @ problem.contrast.mean(0))[:, None], L)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +112,16 @@ class SecondMoment:
                 "rank or add prompts"
             )
         return vectors[:, -rank:].flip(1)
+
+
+def together(moments: Iterable[SecondMoment]) -> SecondMoment:
+    """The moment of all their rows.
+
+    Example:
+        >>> together([SecondMoment.of(torch.eye(2)), SecondMoment.of(torch.ones(1, 2))]).count
+        3.0
+    """
+    return functools.reduce(SecondMoment.__add__, moments)
 
 
 def orthonormal(rows: Tensor, *, energy: float = 1e-10) -> Tensor:

@@ -26,6 +26,7 @@ class Problem:
         forget: Moment of the forget prompts' token states.
         retain: Moment of the states to keep.
         null: `(m, d)` states of the empty prompt, BOS included.
+        other_nulls: `(m, d)` the same of other layers, which a host may feed in their place.
         concepts: `(c, d)` last-subject state of each forget prompt.
         anchors: `(c, d)` where methods with targets move each concept.
         kept: `(p, d)` last-subject state of each listed retain prompt.
@@ -39,6 +40,7 @@ class Problem:
     forget: SecondMoment
     retain: SecondMoment
     null: Tensor = field(default_factory=lambda: _none(0, 0))
+    other_nulls: Tensor = field(default_factory=lambda: _none(0, 0))
     concepts: Tensor = field(default_factory=lambda: _none(0, 0))
     anchors: Tensor = field(default_factory=lambda: _none(0, 0))
     kept: Tensor = field(default_factory=lambda: _none(0, 0))
@@ -56,6 +58,7 @@ class Problem:
             )
         for name in (
             "null",
+            "other_nulls",
             "concepts",
             "anchors",
             "kept",
@@ -72,12 +75,19 @@ class Problem:
         """Feature dimension `d`."""
         return self.forget.width
 
+    @property
+    def nulls(self) -> Tensor:
+        """`(m, d)` states of the empty prompt, of every layer that a host may feed."""
+        return torch.cat([self.null, self.other_nulls])
 
-NAMED_ENERGY = 1e-4  # share of the named prompts' squared norm that may be given up
-NAMED_ROOM = 0.5  # share of the free directions that they may take
+
+NULL_ENERGY = 1e-10  # share of the empty prompt's squared norm that may be given up
+NAMED_ENERGY = 1e-4  # the same of the named prompts'
+OTHERS_ROOM = 0.125  # share of the free directions that other layers' empty prompt may take
+NAMED_ROOM = 0.5  # the same for the named prompts
 
 
-def complement(rows: Tensor, width: int, *, energy: float = 1e-10) -> Tensor:
+def complement(rows: Tensor, width: int, *, energy: float = NULL_ENERGY) -> Tensor:
     """Orthonormal basis `(d, d − q)` of what is orthogonal to `rows`, `(m, d)`.
 
     Raises:
@@ -95,20 +105,36 @@ def complement(rows: Tensor, width: int, *, energy: float = 1e-10) -> Tensor:
 def unprotected(problem: Problem, *, named: bool = False) -> Tensor:
     """Orthonormal basis `(d, m)` of the directions an edit may read.
 
-    Orthogonal to it lie the empty prompt's states.
+    Orthogonal to it lie the empty prompt's states; those of other layers as well, but in an encoder
+    so narrow that they would take more than an eighth of the room only their strongest directions:
+    the rest holds a millionth of them, and what nobody listed would pay for it.
 
     Args:
-        problem: Its `null` and `named` are used.
+        problem: Its `null`, `other_nulls` and `named` are used.
         named: Whether to protect, to all but a ten-thousandth of their energy, the states of the
             prompts a user named to keep as well. Long lists take at most half of the room: then
             their strongest directions are kept. What nobody listed pays for it.
     """
     free = complement(problem.null, problem.width)
-    if not named or not len(problem.named):
+    free = _without(free, problem.other_nulls, energy=NULL_ENERGY, room=OTHERS_ROOM)
+    if named:
+        free = _without(free, problem.named, energy=NAMED_ENERGY, room=NAMED_ROOM)
+    return free
+
+
+def _without(free: Tensor, rows: Tensor, *, energy: float, room: float) -> Tensor:
+    """The directions of `free (d, m)` but for the strongest of `rows (n, d)`.
+
+    Args:
+        free: Orthonormal.
+        rows: What to take out, to a share `energy` of their part in `free`.
+        energy: See `rows`.
+        room: Share of the directions that they may take at most.
+    """
+    if not len(rows):
         return free
-    inside = problem.named @ free
-    basis = orthonormal(inside, energy=NAMED_ENERGY)
+    basis = orthonormal(rows @ free, energy=energy)
     # Ascending: the strongest are last.
-    basis = basis[:, -max(1, int(NAMED_ROOM * free.shape[1])) :]
+    basis = basis[:, -max(1, int(room * free.shape[1])) :]
     full, _ = torch.linalg.qr(basis, mode="complete")
     return free @ full[:, basis.shape[1] :]

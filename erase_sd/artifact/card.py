@@ -75,8 +75,7 @@ def _concept(concept: ErasedConcept) -> list[str]:
         lines += [f"Retain prompts: {_prompts(concept.retain)}.", ""]
     options = escaped(options_text(concept.options))
     lines += [f"Method {escaped(concept.method)} ({options}), strength {concept.strength:g}.", ""]
-    certificate = certificate_lines(concept.certificate, strength=concept.strength)
-    return [*lines, *(f"- {escaped(line)}" for line in certificate), ""]
+    return [*lines, *(f"- {escaped(line)}" for line in certificate_lines(concept)), ""]
 
 
 def _prompts(prompts: Sequence[str]) -> str:

@@ -24,6 +24,8 @@ class ErasedConcept:
         method: Registry name of the method.
         tokens: Token rule of the forget features.
         contexts: Sentences that short forget prompts were put in.
+        layers: Layers of the text encoder whose states it was made of, −1 the last; hosts may feed
+            any of them ("CLIP skip"). Empty where the file does not say.
         strength: How far the solved edit goes; 1 is the method's own.
         options: Every option of the method as used.
         certificate: Image-free measurements at strength 1 (see `erase_sd.algebra.certificate`).
@@ -37,6 +39,7 @@ class ErasedConcept:
     method: str = ""
     tokens: str = ""
     contexts: tuple[str, ...] = ("{}",)
+    layers: tuple[int, ...] = ()
     strength: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)

@@ -196,6 +196,7 @@ def _concept(entry: Mapping[str, Any], version: int) -> dict[str, Any]:
         "method": _text(entry, "method", 200),
         "tokens": _text(entry, "tokens", 200),
         "contexts": contexts,
+        "layers": _layers(entry.get("layers", [])),
         "strength": _number(entry["strength"], "strength", 0, 100),
         "options": entry["options"],
         "certificate": entry["certificate"],
@@ -218,6 +219,13 @@ def _strings(values: Any, name: str) -> tuple[str, ...]:
         raise ValueError(name)
     if not all(isinstance(v, str) and len(v) <= LONGEST_TEXT for v in values):
         raise ValueError(name)
+    return tuple(values)
+
+
+def _layers(values: Any) -> tuple[int, ...]:
+    known = isinstance(values, list) and len(values) <= 8
+    if not known or not all(type(v) is int and -100 <= v < 0 for v in values):
+        raise ValueError("layers")
     return tuple(values)
 
 

@@ -25,19 +25,25 @@ def options_text(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} = {printable(str(v), 60)}" for k, v in options.items())
 
 
-def certificate_lines(certificate: Mapping[str, Any], *, strength: float = 1.0) -> list[str]:
-    """A certificate for people; its numbers are those at strength 1.
+def layers_text(layers: Sequence[int]) -> str:
+    """Which layers of the text encoder an erasure holds for, as web UIs count them.
 
-    Args:
-        certificate: As `ErasedConcept.certificate`.
-        strength: How far the edit goes.
+    >>> layers_text((-1, -2))
+    'CLIP skip 1 and 2'
     """
-    lines = []
+    return f"CLIP skip {' and '.join(str(-layer) for layer in layers)}"
+
+
+def certificate_lines(concept: ErasedConcept) -> list[str]:
+    """A concept's certificate for people; its numbers are those at strength 1."""
+    certificate, strength, lines = concept.certificate, concept.strength, []
     if "forget_residual" in certificate:
         lines.append(
             f"{1 - certificate['forget_residual']:.1%} of what the forget prompts' states hold is "
             "gone"
         )
+    if len(concept.layers) > 1:
+        lines.append(f"holds for {layers_text(concept.layers)}; figures are the worse one's")
     if strength != 1:
         lines.append(
             f"strength {strength:g}: "
@@ -76,13 +82,7 @@ def concept_lines(concept: ErasedConcept) -> list[str]:
     """One concept: how it was erased, and its certificate."""
     options = options_text(concept.options)
     head = f"{printable(concept.name)!r} with {printable(concept.method, 60)} ({options})"
-    return [
-        head,
-        *(
-            "  " + line
-            for line in certificate_lines(concept.certificate, strength=concept.strength)
-        ),
-    ]
+    return [head, *("  " + line for line in certificate_lines(concept))]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

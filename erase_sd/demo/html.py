@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.report import layers_text
 from erase_sd.demo.pictures import Shot
 
 _MEASURES = {
@@ -45,6 +46,8 @@ def preflight_html(erasure: Erasure, words: Sequence[tuple[str, float]], seconds
             f"{about['angle']:.0f} degrees (0: nothing sets it apart)",
         ),
     ]
+    if len(part.layers) > 1:
+        facts.append(("holds for", f"{layers_text(part.layers)}; figures are the worse one's"))
     if "unreachable" in about:
         share = f"{about['unreachable']:.0%}"
         facts.append(("of what sets it apart no input at all can make the values write", share))

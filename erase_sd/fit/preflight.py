@@ -36,9 +36,8 @@ class Words:
         words = tuple(vocabulary(encoder, limit))
         rows, counts = [], []
         for states in encoder.stream(words, length=1):
-            mask = states.mask("words+eos")
-            rows.append(states.states[mask])
-            counts.append(mask.sum(1))
+            rows.append(states.rows("words+eos"))
+            counts.append(states.mask("words+eos").sum(1))
         return cls(words, torch.cat(rows), torch.cat(counts))
 
     def hit(self, edit: LowRankEdit, *, exclude: Sequence[str] = ()) -> list[tuple[str, float]]:

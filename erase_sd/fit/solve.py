@@ -226,7 +226,8 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         gram = functools.cache(functools.partial(weight_gram, own.values(), encoder.widths[stream]))
         problem = task.problem(stream, gram() if own and spec.weights == "gram" else None)
         right[stream] = spec.solve(problem, _fitting(chosen.options, stream, problem)).rounded()
-        about = certify(right[stream], problem, ordinary=task.ordinary[stream])
+        layers = list(zip(task.forget_moments[stream], task.ordinary[stream], strict=True))
+        about = certify(right[stream], problem, layers=layers)
         if stream == TOKENS:
             left, closed, drifts = _left(task, problem, own, right[stream], chosen.left)
             about |= closed
@@ -243,6 +244,7 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         method=spec.name,
         tokens=task.tokens,
         contexts=task.contexts,
+        layers=encoder.layers,
         strength=chosen.strength,
         options=_used(chosen, right[TOKENS]),
         certificate=certificates.pop(TOKENS, {}) | certificates,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.moments import SecondMoment
+from erase_sd.algebra.moments import SecondMoment, together
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.models.architectures import POOLED, TOKENS, Stream
@@ -141,8 +141,8 @@ class Task:
         return clean([*self.retain, *(p for p in neutral() if p.lower().split()[-1] not in words)])
 
     @cached_property
-    def ordinary(self) -> dict[Stream, SecondMoment]:
-        """Each stream's background, less what is near the forget prompts."""
+    def ordinary(self) -> dict[Stream, tuple[SecondMoment, ...]]:
+        """Each stream's background by layer, less what is near the forget prompts."""
         everything = background(self.encoder)
         return everything.without(
             self.encoder, everything.near(meanings(self.encoder, list(self.forget)), self.near)
@@ -152,23 +152,26 @@ class Task:
     def retain_moments(self) -> dict[Stream, SecondMoment]:
         """Each stream's retain moment, as the method's source has it."""
         if self.retain_source == "listed":
-            return self.encoder.moments(self.retain_prompts, self.tokens, progress="retain prompts")
+            listed = self.encoder.moments(
+                self.retain_prompts, self.tokens, progress="retain prompts"
+            )
+            return {stream: together(layers) for stream, layers in listed.items()}
         if self.retain_source == "none":
             return {
                 stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()
             }
-        kept = dict(self.ordinary)
+        kept = {stream: together(layers) for stream, layers in self.ordinary.items()}
         if self.retain:
             own = self.encoder.moments(list(self.retain), RULE, progress="retain prompts")
             kept = {
-                stream: moment + own[stream].weighing(OWN * moment.count)
+                stream: moment + together(own[stream]).weighing(OWN * moment.count)
                 for stream, moment in kept.items()
             }
         return kept
 
     @cached_property
-    def forget_moments(self) -> dict[Stream, SecondMoment]:
-        """Each stream's forget moment."""
+    def forget_moments(self) -> dict[Stream, tuple[SecondMoment, ...]]:
+        """Each stream's forget moment by layer."""
         prompts = in_contexts(self.forget, self.contexts)
         return self.encoder.moments(prompts, self.tokens, progress="forget prompts")
 
@@ -177,7 +180,7 @@ class Task:
         """The state of each forget prompt that methods with a target move.
 
         Its last subject token, or what the token rule says if that picks one state; in this case of
-        the prompt in every context.
+        the prompt in every context. In each layer.
         """
         if self.tokens not in SINGLE:
             return self.encoder.subjects(self.forget)
@@ -253,7 +256,7 @@ class Task:
         found: dict[str, float] = {}
         for states in self.named:
             for i, prompt in enumerate(states.prompts):
-                rows = states.one(i).rows(RULE).double()
+                rows = torch.cat(states.one(i).every(RULE)).double()
                 old, new = rows, edit.apply_to_features(rows)
                 if edits:
                     wide = {n: w[:, : edit.width].double().cpu() for n, w in values.items()}
@@ -270,14 +273,16 @@ class Task:
             stream: "tokens" or "pooled".
             gram: `Σ WᵀW` of the weights that read it.
         """
+        own, *others = self.null.every("all", stream)
         return Problem(
-            forget=self.forget_moments[stream],
+            forget=together(self.forget_moments[stream]),
             retain=self.retain_moments[stream],
-            null=self.null.rows("all", stream),
+            null=own,
+            other_nulls=torch.cat([own[:0], *others]),
             concepts=self.forget_subjects[stream],
             anchors=self._anchors(stream),
             kept=self.retain_subjects[stream],
-            named=torch.cat([s.rows(RULE, stream) for s in self.named])
+            named=torch.cat([rows for s in self.named for rows in s.every(RULE, stream)])
             if self.named
             else torch.zeros(0, 0),
             weight_gram=gram if gram is not None else torch.zeros(0, 0),
@@ -294,5 +299,5 @@ class Task:
         if self.anchor.strip() or stream == POOLED:
             target = self.encoder.subjects([self.anchor])[stream]
         else:
-            target = self.null.states[0, :1].double()
+            target = torch.cat([s.states[0, :1] for s in self.null.layers]).double()
         return target.repeat(len(self.forget_subjects[stream]) // len(target), 1)

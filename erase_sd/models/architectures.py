@@ -55,6 +55,8 @@ class Tower:
         kind: "clip" or "t5".
         layer: −1 for the last hidden state (after the final norm), −2 for the one before the last
             layer.
+        also: Further layers, counted the same, whose states (after the final norm) hosts feed in
+            place of these when their user asks for it ("CLIP skip"): an edit must hold for all.
         segment: Which token sequence its states belong to; towers of one segment are concatenated
             along features, segments along tokens. None if the denoiser does not read its tokens.
         pooled: Name of the output that goes into the pooled stream, or "".
@@ -65,6 +67,7 @@ class Tower:
     suffix: str = ""
     kind: str = "clip"
     layer: int = -1
+    also: tuple[int, ...] = ()
     segment: int | None = 0
     pooled: str = ""
     length: int | None = None
@@ -135,7 +138,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         class_name="UNet2DConditionModel",
         requires={"addition_embed_type": None, "encoder_hid_dim_type": None},
         patterns={TOKENS: _CROSS_ATTENTION},
-        towers=(Tower(),),
+        towers=(Tower(also=(-2,)),),
     ),
     Architecture(
         name="sdxl",

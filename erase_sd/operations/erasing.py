@@ -67,10 +67,7 @@ class Erased:
             f"erased {concept.name!r} from {self.edited['tensors']} matrices, rank "
             f"{self.edited['rank']}, "
             f"{self.seconds['solve_and_edit']:.2f} s ({concept.method})",
-            *(
-                "  " + line
-                for line in certificate_lines(concept.certificate, strength=concept.strength)
-            ),
+            *("  " + line for line in certificate_lines(concept)),
             f"  casting to {self.edited['dtype']} loses {self.edited['lost to rounding']:.2%} of "
             "the edit",
             *("  " + line for line in (score_lines(self.scores) if self.scores else [])),
@@ -96,10 +93,7 @@ class Erased:
             f"{self.edited['tensors']} matrices, rank {self.edited['rank']}, "
             f"{self.seconds['solve_and_edit']:.2f} s.",
             "",
-            *(
-                f"- {escaped(line)}"
-                for line in certificate_lines(concept.certificate, strength=concept.strength)
-            ),
+            *(f"- {escaped(line)}" for line in certificate_lines(concept)),
             "",
         ]
         if self.scores:

@@ -14,8 +14,9 @@ from torch import Tensor
 from erase_sd.algebra.certificate import energy_share
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.artifact.report import printable
+from erase_sd.artifact.report import layers_text, printable
 from erase_sd.fit.task import in_contexts
+from erase_sd.models.architectures import TOKENS
 from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import PROVENANCE
@@ -46,10 +47,12 @@ class Verified:
     Attributes:
         concepts: Names of the erased concepts.
         checks: Every claim.
+        layers: Layers of the text encoder that every concept holds for.
     """
 
     concepts: tuple[str, ...]
     checks: tuple[Check, ...]
+    layers: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -61,6 +64,7 @@ class Verified:
         why = {c.name: c.why for c in self.checks if c.why}
         return {
             "concepts": list(self.concepts),
+            "layers": list(self.layers),
             **{c.name: c.passed for c in self.checks},
             **({"why": why} if why else {}),
             "passed": self.passed,
@@ -69,6 +73,7 @@ class Verified:
     def lines(self) -> list[str]:
         """For people."""
         rows = [("concepts", ", ".join(printable(c) for c in self.concepts))]
+        rows += [("holds for", layers_text(self.layers))] if self.layers else []
         rows += [
             (c.name, "ok" if c.passed else f"FAILED{': ' if c.why else ''}{c.why}")
             for c in self.checks
@@ -109,7 +114,9 @@ def verify(
         checks.append(_fades(erasure, encoder))
     if erased:
         checks += _checkpoint(erased, erasure, weights, checks[0].passed)
-    return Verified(erasure.names, tuple(checks))
+    told = [concept.layers for concept in erasure.concepts]
+    shared = tuple(layer for layer in told[0] if all(layer in layers for layers in told))
+    return Verified(erasure.names, tuple(checks), shared)
 
 
 def _base(erasure: Erasure, weights: Mapping[str, Tensor]) -> Check:
@@ -126,8 +133,17 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         stored = concept.certificate.get("forget_residual")
         if stored is None:
             continue
-        moment = encoder.moment(in_contexts(concept.forget, concept.contexts), concept.tokens)
-        now = energy_share(moment.gram, concept.edit.matrix)
+        prompts = in_contexts(concept.forget, concept.contexts)
+        moments = encoder.moments(prompts, concept.tokens)[TOKENS]
+        # A file that does not say was made of the architecture's own layer, the first.
+        told = concept.layers or encoder.layers[:1]
+        unknown = set(told) - set(encoder.layers)
+        if unknown:
+            return Check("forget prompts fade", False, f"no layer {unknown.pop()} is read here")
+        now = max(
+            energy_share(moments[encoder.layers.index(layer)].gram, concept.edit.matrix)
+            for layer in told
+        )
         if abs(now - stored) > 1e-3:
             return Check(
                 "forget prompts fade",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.models.architectures import TOKENS, Site, identify
+from erase_sd.models.tensor_files import bit_sum
 from erase_sd.pipelines.hooks import FeatureHook, SiteHook
 from erase_sd.text.encoder import TextEncoder
 
@@ -28,8 +29,9 @@ def denoiser_of(pipe: Any) -> Any:
 
     Without what `torch.compile` wraps around it.
     """
-    found = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
-    return getattr(found, "_orig_mod", found)
+    found = [getattr(pipe, name, None) for name in ("unet", "transformer")]
+    denoiser = next((d for d in found if d is not None), pipe)  # a compiled one has no truth value
+    return getattr(denoiser, "_orig_mod", denoiser)
 
 
 class LiveErasure:
@@ -37,6 +39,8 @@ class LiveErasure:
 
     Weights are always computed from the originals, so nothing accumulates: applying and removing in
     any order ends in the same bits. Every change happens whole or not at all, one thread at a time.
+
+    A copy or pickle of the denoiser takes the originals along; `save_pretrained` does not.
     """
 
     def __init__(self, denoiser: nn.Module, *, runtime: bool = False) -> None:
@@ -50,8 +54,15 @@ class LiveErasure:
         self._erasures: list[Erasure] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._originals: dict[str, Tensor] = {}
+        self._written: dict[str, int] = {}  # sums of bits: whether somebody else wrote since
         self._handles: list[Any] = []
         self._find()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}  # locks cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     @classmethod
     def of(cls, pipe: Any, *, runtime: bool | None = None) -> LiveErasure:
@@ -60,8 +71,8 @@ class LiveErasure:
         Args:
             pipe: A pipeline or its denoiser.
             runtime: Edit features and outputs as they pass instead of the weights: the same images,
-                nothing to undo, and it works where weights cannot be written (quantised,
-                offloaded). None keeps the mode it has.
+                nothing to undo, and it works where weights cannot be written (quantised).
+                None keeps the mode it has.
 
         Raises:
             ValueError: If the other mode is in use, or the denoiser is of no known kind.
@@ -97,9 +108,17 @@ class LiveErasure:
             return self.architecture.sites(self._parameters)
 
     def originals(self) -> dict[str, Tensor]:
-        """The base weights of every site, whether or not they are erased now."""
+        """The base weights of every site, whether or not they are erased now.
+
+        Raises:
+            ValueError: If they are not in memory.
+        """
         with self._lock:
             self._find()
+            if any(p.is_meta for p in self._parameters.values()):
+                raise ValueError(
+                    "the weights are offloaded: erase before enable_sequential_cpu_offload()"
+                )
             return {n: self._originals.get(n, p.data) for n, p in self._parameters.items()}
 
     @property
@@ -131,7 +150,7 @@ class LiveErasure:
             logger.warning(
                 "the model's weights were replaced from outside: what was erased is in it no more"
             )
-            self._originals, self._erasures = {}, []
+            self._originals, self._erasures, self._written = {}, [], {}
         self._parameters = found
 
     # -- changing it ------------------------------------------------------------------------------
@@ -160,11 +179,7 @@ class LiveErasure:
             self.set([*self._erasures, erasure], self.scale)
 
     def take(self, erasure: Erasure | None = None) -> None:
-        """Remove one erasure, or all: the weights are again what they were, bit for bit.
-
-        Raises:
-            ValueError: If it is not applied.
-        """
+        """Remove one erasure, or all, bit for bit; ValueError if it is not applied."""
         with self._lock:
             applied = self.erasures
             if erasure is not None and erasure not in applied:
@@ -203,11 +218,18 @@ class LiveErasure:
             if self.runtime:
                 self._set_hooks(total)
             else:
-                self._set_weights(total.edit_weights(self.originals()) if total else {})
+                originals = self.originals()
+                self._set_weights(total.edit_weights(originals) if total else {})
             self._erasures, self.scale = list(erasures), scale
 
     @torch.no_grad()
     def _set_weights(self, new: Mapping[str, Tensor]) -> None:
+        changed = [n for n, s in self._written.items() if bit_sum(self._parameters[n].data) != s]
+        if changed:
+            raise ValueError(
+                f"{len(changed)} erased weights were written by somebody else since, as "
+                "fuse_lora() does: undo that first (unfuse_lora()), or its undoing would spoil them"
+            )
         before: dict[str, Tensor] = {}
         originals = dict(self._originals)
         try:
@@ -225,6 +247,7 @@ class LiveErasure:
                 self._parameters[name].data.copy_(value)
             self._originals = originals
             raise
+        self._written = {n: bit_sum(self._parameters[n].data) for n in new}
 
     def _set_hooks(self, total: Erasure | None) -> None:
         handles: list[Any] = []

@@ -22,7 +22,7 @@ from torch import Tensor
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.models.architectures import Stream
 from erase_sd.models.files import atomic_path
-from erase_sd.text.encoder import TextEncoder
+from erase_sd.text.encoder import TextEncoder, gathered
 
 logger = logging.getLogger("erase_sd")
 
@@ -32,7 +32,7 @@ RULE = "all-but-bos"
 # Positions that are encoded: a causal encoder's first states do not depend on later ones, and
 # padding resembles padding, so a third of the line tells what the whole would.
 LENGTH = 24
-FORMAT = "3"  # of the cached file; older ones are made again
+FORMAT = "4"  # of the cached file; older ones are made again
 
 
 def cache_folder() -> Path:
@@ -47,13 +47,14 @@ class Background:
     """Moments of many ordinary prompts, and where each of them points.
 
     Attributes:
-        moments: For each stream, the sum over all prompts' features (every position but BOS).
+        moments: For each stream and each layer that a host may feed, the sum over all prompts'
+            features (every position but BOS).
         prompts: The prompts.
         meanings: `(n, d)` float32, each prompt's pooled vector or EOS state.
         means: `(n, d)` float32, the mean of each prompt's token states.
     """
 
-    moments: dict[Stream, SecondMoment]
+    moments: dict[Stream, tuple[SecondMoment, ...]]
     prompts: tuple[str, ...]
     meanings: Tensor
     means: Tensor
@@ -76,12 +77,17 @@ class Background:
             self.prompts[i] for i in self.near(meanings, threshold) if " " not in self.prompts[i]
         ]
 
-    def without(self, encoder: TextEncoder, indices: list[int]) -> dict[Stream, SecondMoment]:
+    def without(
+        self, encoder: TextEncoder, indices: list[int]
+    ) -> dict[Stream, tuple[SecondMoment, ...]]:
         """The moments less some prompts."""
         if not indices:
             return self.moments
         gone = encoder.moments([self.prompts[i] for i in indices], RULE, length=LENGTH)
-        return {stream: moment - gone[stream] for stream, moment in self.moments.items()}
+        return {
+            stream: tuple(a - b for a, b in zip(layers, gone[stream], strict=True))
+            for stream, layers in self.moments.items()
+        }
 
 
 def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
@@ -120,7 +126,8 @@ def background(encoder: TextEncoder) -> Background:
     prompts = [
         TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)
     ]
-    content = hashlib.sha256("\n".join([FORMAT, RULE, str(LENGTH), *prompts]).encode()).hexdigest()
+    told = [FORMAT, RULE, str(LENGTH), str(encoder.layers), *prompts]
+    content = hashlib.sha256("\n".join(told).encode()).hexdigest()
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
         try:
@@ -141,13 +148,12 @@ def background(encoder: TextEncoder) -> Background:
 
 
 def _gather(encoder: TextEncoder, prompts: list[str]) -> Background:
-    moments = {stream: SecondMoment.zeros(width) for stream, width in encoder.widths.items()}
+    moments = encoder.no_moments()
     meant, means = [], []
     for states in encoder.stream(
         prompts, length=LENGTH, progress="background moment (once per text encoder)"
     ):
-        for stream in moments:
-            moments[stream] = moments[stream] + SecondMoment.of(states.rows(RULE, stream))
+        moments = gathered(moments, states, RULE)
         meant.append(states.meanings)
         means.append(states.means(RULE))
     return Background(moments, tuple(prompts), torch.cat(meant), torch.cat(means))
@@ -156,10 +162,13 @@ def _gather(encoder: TextEncoder, prompts: list[str]) -> Background:
 def _read(path: Path, encoder: TextEncoder, prompts: list[str]) -> Background:
     data = load_file(path)
     moments = {
-        s: SecondMoment(data[f"{s}.gram"], data[f"{s}.total"], float(data[f"{s}.count"]))
-        for s in encoder.widths
+        stream: tuple(
+            SecondMoment(data[f"{k}.gram"], data[f"{k}.total"], float(data[f"{k}.count"]))
+            for k in (f"{stream}.{i}" for i in range(len(layers)))
+        )
+        for stream, layers in encoder.no_moments().items()
     }
-    if any(m.width != encoder.widths[s] for s, m in moments.items()):
+    if any(m.width != encoder.widths[s] for s, layers in moments.items() for m in layers):
         raise ValueError("it is of another width")
     if {len(data["meanings"]), len(data["means"])} != {len(prompts)}:
         raise ValueError("it holds other prompts")
@@ -170,8 +179,10 @@ def _read(path: Path, encoder: TextEncoder, prompts: list[str]) -> Background:
 
 def _write(path: Path, made: Background) -> None:
     tensors = {"meanings": made.meanings.contiguous(), "means": made.means.contiguous()}
-    for stream, moment in made.moments.items():
-        tensors |= {f"{stream}.gram": moment.gram, f"{stream}.total": moment.total}
-        tensors[f"{stream}.count"] = torch.tensor(moment.count, dtype=torch.float64)
+    for stream, layers in made.moments.items():
+        for i, moment in enumerate(layers):
+            key = f"{stream}.{i}"
+            tensors |= {f"{key}.gram": moment.gram, f"{key}.total": moment.total}
+            tensors[f"{key}.count"] = torch.tensor(moment.count, dtype=torch.float64)
     with atomic_path(path, force=True) as draft:
         save_file(tensors, draft)

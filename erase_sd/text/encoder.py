@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ class TextEncoder:
     @classmethod
     def of(cls, pipe: Any) -> TextEncoder:
         """The text encoders of a live diffusers pipeline."""
-        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        unet = getattr(pipe, "unet", None)  # a compiled one has no truth value
+        denoiser = pipe.transformer if unet is None else unet
         config = dict(denoiser.config)
         config.setdefault("_class_name", type(denoiser).__name__)
         architecture = identify(config)
@@ -130,6 +131,15 @@ class TextEncoder:
         """The first tower's tokenizer, whose vocabulary stands for the encoder's."""
         return self.towers[0].tokenizer
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose states an edit is made to hold for: −1 the last, −2 the one before it.
+
+        The architecture's own comes first; the others are what hosts feed under "CLIP skip".
+        """
+        spec = self.towers[0].spec
+        return (spec.layer, *spec.also)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all weights' names, shapes and values (see `erase_sd.text.fingerprint`)."""
@@ -142,21 +152,24 @@ class TextEncoder:
             prompts: `n` prompts.
             length: See `LoadedTower.encode`; None computes what the pipeline would.
         """
-        parts: dict[int, list[Segment]] = {}
+        parts: dict[int, list[list[Segment]]] = {}
         pooled, cut = [], 0
         for tower in self.towers:
-            segment, vector, truncated = tower.encode(prompts, length=length)
+            states, vector, truncated = tower.encode(prompts, length=length)
             cut = max(cut, truncated)
             if tower.spec.segment is not None:
-                parts.setdefault(tower.spec.segment, []).append(segment)
+                parts.setdefault(tower.spec.segment, []).append(states)
             if vector is not None:
                 pooled.append(vector)
-        segments = tuple(
-            Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
-            for _, group in sorted(parts.items())
-        )
+        segments = [_side_by_side(towers) for _, towers in sorted(parts.items())]
+        own, *others = zip(*segments, strict=True)
+        names = tuple(prompts)
         return PromptStates(
-            tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut
+            names,
+            own,
+            torch.cat(pooled, dim=1) if pooled else None,
+            cut,
+            others=tuple(PromptStates(names, layer) for layer in others),
         )
 
     def stream(
@@ -194,24 +207,27 @@ class TextEncoder:
         *,
         length: int | None = None,
         progress: str | None = None,
-    ) -> dict[Stream, SecondMoment]:
-        """Second moment of every stream's features over all prompts; the rule picks tokens."""
-        total = {stream: SecondMoment.zeros(width) for stream, width in self.widths.items()}
+    ) -> dict[Stream, tuple[SecondMoment, ...]]:
+        """Second moment of every stream's features over all prompts; the rule picks tokens.
+
+        Each stream has one for every layer that a host may feed, the architecture's own first.
+        """
+        total = self.no_moments()
         for states in self.stream(prompts, length=length, progress=progress):
-            for stream in total:
-                total[stream] = total[stream] + SecondMoment.of(states.rows(rule, stream))
+            total = gathered(total, states, rule)
         return total
 
-    def moment(
-        self, prompts: Sequence[str], rule: str, *, progress: str | None = None
-    ) -> SecondMoment:
-        """Second moment of the token states that a rule picks, over all prompts."""
-        return self.moments(prompts, rule, progress=progress)[TOKENS]
+    def no_moments(self) -> dict[Stream, tuple[SecondMoment, ...]]:
+        """The moments of no prompts."""
+        return {
+            stream: (SecondMoment.zeros(width),) * (len(self.layers) if stream == TOKENS else 1)
+            for stream, width in self.widths.items()
+        }
 
     def subjects(self, prompts: Sequence[str], rule: str = "last-subject") -> dict[Stream, Tensor]:
-        """`(n s, d)` float64 of each stream: one state of each prompt in each of `s` segments.
+        """`(n s, d)` float64 of each stream: one state of each prompt, or pooled vectors.
 
-        Pooled vectors.
+        `s` is one for each segment and each layer that a host may feed.
 
         Args:
             prompts: `n` prompts.
@@ -221,5 +237,28 @@ class TextEncoder:
         # The subject stands before the padding, and a causal encoder's states do not look ahead.
         for states in self.stream(prompts, length=1):
             for stream, found in rows.items():
-                found.append(states.rows(rule, stream))
+                layers = states.every(rule, stream)
+                apart = [r.reshape(len(states.prompts), -1, r.shape[1]) for r in layers]
+                found.append(torch.cat(apart, dim=1).flatten(0, 1))
         return {stream: torch.cat(found).double() for stream, found in rows.items()}
+
+
+def gathered(
+    moments: Mapping[Stream, Sequence[SecondMoment]], states: PromptStates, rule: str
+) -> dict[Stream, tuple[SecondMoment, ...]]:
+    """Moments of every stream and layer, some prompts' features added; the rule picks tokens."""
+    return {
+        stream: tuple(
+            moment + SecondMoment.of(rows)
+            for moment, rows in zip(own, states.every(rule, stream), strict=True)
+        )
+        for stream, own in moments.items()
+    }
+
+
+def _side_by_side(towers: Sequence[Sequence[Segment]]) -> list[Segment]:
+    """What the denoiser gets of towers whose features stand side by side, layer by layer."""
+    return [
+        Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
+        for group in zip(*towers, strict=True)
+    ]

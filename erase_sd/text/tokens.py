@@ -71,12 +71,19 @@ class PromptStates:
         segments: Token sequences, one unless encoders of unlike length are chained.
         pooled: `(n, p)` float32 pooled features, or None.
         truncated: How many prompts lost their end.
+        others: The same prompts' token states of other layers, which some hosts feed instead.
     """
 
     prompts: tuple[str, ...]
     segments: tuple[Segment, ...]
     pooled: Tensor | None = None
     truncated: int = 0
+    others: tuple[PromptStates, ...] = ()
+
+    @property
+    def layers(self) -> tuple[PromptStates, ...]:
+        """These states and the others: whatever a host may feed."""
+        return (self, *self.others)
 
     @property
     def states(self) -> Tensor:
@@ -103,13 +110,20 @@ class PromptStates:
             return self.pooled
         return self.states[self.mask(rule)]
 
+    def every(self, rule: str, stream: Stream = TOKENS) -> list[Tensor]:
+        """`(m, d)` features of a stream for each layer that a host may feed; the first is `rows`.
+
+        Skipping a layer leaves the pooled features what they are.
+        """
+        return [s.rows(rule, stream) for s in (self.layers if stream == TOKENS else (self,))]
+
     def one(self, index: int) -> PromptStates:
         """The same of one prompt."""
         at = slice(index, index + 1)
         segments = tuple(Segment(s.states[at], s.lengths[at], s.start) for s in self.segments)
-        return PromptStates(
-            self.prompts[at], segments, None if self.pooled is None else self.pooled[at]
-        )
+        pooled = None if self.pooled is None else self.pooled[at]
+        others = tuple(other.one(index) for other in self.others)
+        return PromptStates(self.prompts[at], segments, pooled, others=others)
 
     def means(self, rule: str) -> Tensor:
         """`(n, d)` the mean of each prompt's token states that a rule picks."""

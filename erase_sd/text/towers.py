@@ -119,8 +119,11 @@ class LoadedTower:
     @torch.no_grad()
     def encode(
         self, prompts: Sequence[str], *, length: int | None = None
-    ) -> tuple[Segment, Tensor | None, int]:
+    ) -> tuple[list[Segment], Tensor | None, int]:
         """Token states, pooled features if the spec names them, and how many prompts were cut.
+
+        The first segment is what the architecture reads; the others are those of the layers that
+        hosts may feed in its place.
 
         Args:
             prompts: `n` prompts.
@@ -140,18 +143,34 @@ class LoadedTower:
             line = [*head, *own[:room], eos]
             ids[row, : len(line)] = torch.tensor(line)
             mask[row, : len(line)] = 1
-        device = next(self.model.parameters()).device
-        options: dict[str, Any] = {"attention_mask": mask.to(device)} if self.spec.masked else {}
-        if self.spec.layer != -1:
-            options["output_hidden_states"] = True
-        out = self.model(ids.to(device), **options)
-        states = (
-            out.last_hidden_state if self.spec.layer == -1 else out.hidden_states[self.spec.layer]
-        )
+        states, pooled = self.read(ids, mask)
         lengths = torch.tensor([min(len(b), room) for b in batch])
-        pooled = out[self.spec.pooled].float().cpu() if self.spec.pooled else None
         return (
-            Segment(states.float().cpu(), lengths, len(head)),
-            pooled,
+            [Segment(s.float().cpu(), lengths, len(head)) for s in states],
+            None if pooled is None else pooled.float().cpu(),
             sum(len(b) > room for b in batch),
         )
+
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """What the encoder makes of tokens; a host's own encoder overrides this.
+
+        Args:
+            ids: `(n, L)` token ids.
+            mask: `(n, L)` 1 where a token is no padding.
+
+        Returns:
+            `(n, L, d)` states of the architecture's layer and of each other that hosts may feed,
+            and `(n, p)` pooled features if the spec names them.
+        """
+        device = next(self.model.parameters()).device
+        options: dict[str, Any] = {"attention_mask": mask.to(device)} if self.spec.masked else {}
+        if self.spec.layer != -1 or self.spec.also:
+            options["output_hidden_states"] = True
+        out = self.model(ids.to(device), **options)
+        states = [
+            out.last_hidden_state if self.spec.layer == -1 else out.hidden_states[self.spec.layer]
+        ]
+        if self.spec.also:  # transformers 5.6 dropped a level of one of its two classes
+            norm = getattr(self.model, "text_model", self.model).final_layer_norm
+            states += [norm(out.hidden_states[layer]) for layer in self.spec.also]
+        return states, out[self.spec.pooled] if self.spec.pooled else None

@@ -13,6 +13,21 @@ def test_states_are_what_the_pipeline_sees(encoder, pipe):
     torch.testing.assert_close(encoder.encode(prompts).states, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_other_layer_is_what_hosts_feed_under_clip_skip_2(encoder, pipe):
+    """The last layer but one through the final norm, as A1111, Forge and ComfyUI compute it."""
+    prompts = ["a photo of a cat", ""]
+    model = pipe.text_encoder
+    ids = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states
+        norm = getattr(model, "text_model", model).final_layer_norm
+        expected, last = norm(hidden[-2]), norm(hidden[-1])
+    states = encoder.encode(prompts)
+    torch.testing.assert_close(states.others[0].states, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states.states, last, atol=1e-5, rtol=1e-5)
+    assert float((states.others[0].states - states.states).abs().max()) > 0.1
+
+
 def test_bos_is_one_vector_for_all_prompts(encoder):
     states = encoder.encode(["cat", "a long prompt about a river", ""]).states[:, 0]
     assert torch.allclose(states[0], states[1], atol=1e-6) and torch.allclose(
@@ -78,9 +93,9 @@ def test_long_prompts_are_cut_as_the_pipeline_cuts_them_and_said_so(encoder, pip
 def test_streaming_equals_one_batch(encoder):
     prompts = [f"a photo of thing {i}" for i in range(37)]
     whole = encoder.encode(prompts).rows("all-but-bos").double()
-    moment = encoder.moment(prompts, "all-but-bos")
+    moment, other = encoder.moments(prompts, "all-but-bos")["tokens"]
     torch.testing.assert_close(moment.matrix, whole.T @ whole / len(whole), atol=1e-6, rtol=1e-5)
-    assert moment.count == 37 * 76
+    assert moment.count == other.count == 37 * 76
 
 
 def test_fingerprint_names_the_weights(encoder, embedded):

@@ -52,7 +52,7 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     free = vectors[:, values < options.threshold]
     P = free @ free.T
     M = torch.linalg.inv(C @ P + options.retain_scale * eye)
-    K = null_centroids(problem.null).T
+    K = torch.cat([null_centroids(n) for n in (problem.null, problem.other_nulls)]).T
     inner = K.T @ P @ M @ K + options.null_ridge * torch.eye(K.shape[1], dtype=torch.float64)
     fixed = eye - M @ K @ torch.linalg.pinv(inner, rtol=1e-10) @ K.T @ P
     return LowRankEdit.from_matrix(eye + (A - C) @ P @ fixed @ M, tolerance=1e-9)

@@ -56,7 +56,7 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
 
 def _protected(problem: Problem, energy: float) -> Tensor:
     """Orthonormal basis `(d, q)` of the empty prompt and all but `energy` of the retain moment."""
-    null = orthonormal(problem.null, energy=1e-8) if len(problem.null) else problem.null.T
+    null = orthonormal(problem.nulls, energy=1e-8) if len(problem.nulls) else problem.nulls.T
     off = torch.eye(problem.width, dtype=torch.float64) - null @ null.T
     values, vectors = torch.linalg.eigh(off @ problem.retain.gram @ off)
     values = values.clamp(min=0)

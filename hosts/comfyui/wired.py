@@ -1,0 +1,121 @@
+"""What is wired into a node, as erase_sd reads it; nothing of ComfyUI is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.lora import lora_tensors
+from erase_sd.models.architectures import Architecture, Tower, by_name
+from erase_sd.models.ldm_names import from_ldm
+from erase_sd.models.openclip_names import SPARE_LAYER
+from erase_sd.text.encoder import TextEncoder
+from erase_sd.text.towers import LoadedTower
+
+# ComfyUI's names of the text encoders, in the order of our towers. Its ViT-H has one layer more
+# than Stable Diffusion 2 reads, so that there every layer is counted from one further behind.
+TOWERS = {"sd": (("clip_l",), ("clip_h",)), "sdxl": (("clip_l", "clip_g"),)}
+SPARE = {"clip_h": 1}
+
+
+class WiredTower(LoadedTower):
+    """One of ComfyUI's text encoders: its own forward pass, patches and all.
+
+    Args:
+        spec: What the architecture reads of it.
+        name: "clip_l", "clip_h" or "clip_g".
+        clip: ComfyUI's CLIP object.
+    """
+
+    def __init__(self, spec: Tower, name: str, clip: Any) -> None:
+        self.spec, self.name = spec, name
+        self.model = getattr(clip.cond_stage_model, name)
+        self.tokenizer = getattr(clip.tokenizer, name).tokenizer
+        self.pad = self.model.special_tokens["pad"]
+        self.length = self.model.max_length
+        self.width = self.model.transformer.get_input_embeddings().weight.shape[1]
+        self.pooled_width = self.width if spec.pooled else 0
+
+    @property
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """Its float tensors sorted by name, as a checkpoint's fingerprint has them."""
+        unread = [] if self.spec.pooled == "text_embeds" else ["text_projection."]
+        if self.name in SPARE:
+            unread.append(f"encoder.layers.{SPARE_LAYER}.")
+        state = self.model.transformer.state_dict().items()
+        named = [(n.removeprefix("text_model."), v) for n, v in state if v.is_floating_point()]
+        return sorted((n, v) for n, v in named if not n.startswith(tuple(unread)))
+
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """See `LoadedTower.read`."""
+        # ComfyUI encodes full lines only; a causal encoder's first states are the same in any.
+        line = pad(ids, (0, self.length - ids.shape[1]), value=self.pad).tolist()
+        states, pooled = [], None
+        try:
+            for layer in (self.spec.layer, *self.spec.also):
+                self.model.set_clip_options({"layer": layer - SPARE.get(self.name, 0)})
+                z, pooled = self.model.encode(line)[:2]
+                states.append(z[:, : ids.shape[1]])
+        finally:
+            self.model.reset_clip_options()
+        return states, pooled if self.spec.pooled else None
+
+
+def base_weights(model: Any) -> dict[str, Tensor]:
+    """The tensors of a wired MODEL that read text, by diffusers name, without any patch.
+
+    Raises:
+        ValueError: If it is none of Stable Diffusion 1, 2 and XL.
+    """
+    patches = model.get_key_patches("diffusion_model.")
+    known = {name: entry for key, entry in patches.items() if (name := from_ldm(f"model.{key}"))}
+    kind = architecture_of(known)
+    return {name: entry[0][0] for name, entry in known.items() if kind.site(name)}
+
+
+def architecture_of(names: Any) -> Architecture:
+    """Which of our architectures some tensors belong to.
+
+    Raises:
+        ValueError: If they are none of Stable Diffusion 1, 2 and XL.
+    """
+    if not any(name.endswith("attn2.to_k.weight") for name in names):
+        raise ValueError("expected a MODEL of Stable Diffusion 1, 2 or XL, got another kind")
+    return by_name("sdxl" if "add_embedding.linear_1.weight" in names else "sd")
+
+
+def text_encoder(clip: Any, architecture: Architecture) -> TextEncoder:
+    """The wired CLIP, as what the wired MODEL reads.
+
+    Raises:
+        ValueError: If it is the CLIP of another kind of model.
+    """
+    clip.load_model()
+    for names in TOWERS[architecture.name]:
+        if all(hasattr(clip.cond_stage_model, name) for name in names):
+            specs = architecture.towers
+            towers = [WiredTower(s, n, clip) for s, n in zip(specs, names, strict=True)]
+            return TextEncoder(architecture, towers, source="ComfyUI")
+    wanted = " or ".join("+".join(names) for names in TOWERS[architecture.name])
+    raise ValueError(f"expected the CLIP of this MODEL ({wanted}), got another one")
+
+
+def patches(erasure: Erasure, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An erasure as the LoRA that web UIs load; its strength is the scale.
+
+    Raises:
+        ValueError: If the erasure is for another kind of model.
+    """
+    found = architecture_of(weights).name
+    if erasure.architecture != found:
+        raise ValueError(f"expected a MODEL of kind {erasure.architecture}, got {found}")
+    return {k: v.cpu() for k, v in lora_tensors(erasure, weights, style="kohya").items()}
+
+
+def lines(text: str) -> Iterator[str]:
+    """The prompts in a text box, one a line."""
+    return (line.strip() for line in text.splitlines() if line.strip())

@@ -1,0 +1,1 @@
+collect_ignore = ["comfyui_graph.py"]  # a program that ComfyUI runs
