@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.models.architectures import Stream
 from erase_sd.models.files import atomic_path
+from erase_sd.models.tensor_files import write_tensors
 from erase_sd.text.encoder import TextEncoder
 
 logger = logging.getLogger("erase_sd")
@@ -174,4 +175,4 @@ def _write(path: Path, made: Background) -> None:
         tensors |= {f"{stream}.gram": moment.gram, f"{stream}.total": moment.total}
         tensors[f"{stream}.count"] = torch.tensor(moment.count, dtype=torch.float64)
     with atomic_path(path, force=True) as draft:
-        save_file(tensors, draft)
+        write_tensors(draft, tensors)
