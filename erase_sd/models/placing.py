@@ -198,7 +198,9 @@ def read_journal(folder: Path) -> list[Move]:
         if not path.is_file() or path.stat().st_size > _LONGEST:
             raise ValueError("it is no regular file, or too long")
         told = json.loads(path.read_text(encoding="utf-8"))
-        moves = [Move(**m) for m in (told if isinstance(told, list) else [None])]
+        if not isinstance(told, list):
+            raise ValueError("it is no list")
+        moves = [Move(**m) for m in told]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder} holds no journal of ours: {error}; remove it") from error
     for i, move in enumerate(moves):
