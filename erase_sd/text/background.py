@@ -101,7 +101,8 @@ def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
 
 def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
     """`(n, d)`: what the encoder makes of each whole prompt."""
-    return torch.cat([states.meanings for states in encoder.stream(prompts, length=1)])
+    once, index = encoder.distinct(prompts)
+    return torch.cat([states.meanings for states in encoder.stream(once, length=1)])[index]
 
 
 def background(encoder: TextEncoder) -> Background:

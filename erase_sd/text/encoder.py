@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -187,6 +188,27 @@ class TextEncoder:
                 "%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length
             )
 
+    def distinct(self, prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Prompts less those that read as another one does, once cut, and where each one is there.
+
+        >>> from erase_sd.emoji.models import EMOJI_SD
+        >>> TextEncoder.from_folder(EMOJI_SD).distinct(["cat", "dog", "Cat"])
+        (['cat', 'dog'], [0, 1, 0])
+        """
+        seen: dict[tuple[tuple[int, ...], ...], int] = {}
+        kept: list[str] = []
+        index: list[int] = []
+        # Some thousands at a time: the library's tokens take much more memory than their numbers.
+        for start in range(0, len(prompts), 4096):
+            chunk = prompts[start : start + 4096]
+            read = zip(*(tower.read(chunk) for tower in self.towers), strict=True)
+            for prompt, ids in zip(chunk, read, strict=True):
+                if ids not in seen:
+                    seen[ids] = len(kept)
+                    kept.append(prompt)
+                index.append(seen[ids])
+        return kept, index
+
     def moments(
         self,
         prompts: Sequence[str],
@@ -197,9 +219,14 @@ class TextEncoder:
     ) -> dict[Stream, SecondMoment]:
         """Second moment of every stream's features over all prompts; the rule picks tokens."""
         total = {stream: SecondMoment.zeros(width) for stream, width in self.widths.items()}
-        for states in self.stream(prompts, length=length, progress=progress):
-            for stream in total:
-                total[stream] = total[stream] + SecondMoment.of(states.rows(rule, stream))
+        once, index = self.distinct(prompts)
+        for times, group in _by_count(once, index).items():
+            for states in self.stream(group, length=length, progress=progress):
+                for stream in total:
+                    moment = SecondMoment.of(states.rows(rule, stream))
+                    if times > 1:
+                        moment = moment.weighing(times * moment.count)
+                    total[stream] = total[stream] + moment
         return total
 
     def moment(
@@ -215,7 +242,21 @@ class TextEncoder:
         """
         rows = {stream: [torch.zeros(0, width)] for stream, width in self.widths.items()}
         # The subject stands before the padding, and a causal encoder's states do not look ahead.
-        for states in self.stream(prompts, length=1):
+        once, index = self.distinct(prompts)
+        for states in self.stream(once, length=1):
             for stream, found in rows.items():
                 found.append(states.rows("last-subject", stream))
-        return {stream: torch.cat(found).double() for stream, found in rows.items()}
+        subjects: dict[Stream, Tensor] = {}
+        for stream, found in rows.items():
+            each = torch.cat(found).double()
+            per = len(each) // max(len(once), 1)  # one in each segment
+            subjects[stream] = each.reshape(len(once), per, each.shape[1])[index].flatten(0, 1)
+        return subjects
+
+
+def _by_count(once: Sequence[str], index: Sequence[int]) -> dict[int, list[str]]:
+    """Prompts by how many times each is meant."""
+    groups: dict[int, list[str]] = {}
+    for place, times in sorted(Counter(index).items()):
+        groups.setdefault(times, []).append(once[place])
+    return groups

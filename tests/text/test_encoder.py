@@ -93,3 +93,26 @@ def test_fingerprint_names_the_weights(encoder, embedded):
 def test_a_folder_without_a_text_encoder_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot load the text encoder"):
         TextEncoder.from_folder(tmp_path)
+
+
+def test_what_reads_the_same_is_encoded_once_and_counts_as_often(encoder, monkeypatch):
+    long = "cat " * 90
+    prompts = ["dog", *(f"{long}{i}" for i in range(40)), "Dog", "pizza"]
+    states = encoder.encode(prompts)
+    rows = states.rows("words")
+    batches = []
+    true = encoder.encode
+
+    def counting(some, **more):
+        batches.append(len(some))
+        return true(some, **more)
+
+    monkeypatch.setattr(encoder, "encode", counting)
+    moment = encoder.moment(prompts, "words")
+    assert sum(batches) == 3
+    assert moment.count == len(rows)
+    torch.testing.assert_close(moment.total, rows.double().sum(0), atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(moment.gram, (rows.T @ rows).double(), atol=1e-2, rtol=1e-4)
+    subjects = encoder.subjects(prompts)["tokens"]
+    torch.testing.assert_close(subjects, states.rows("last-subject").double(), atol=1e-4, rtol=1e-4)
+    assert encoder.subjects([])["tokens"].shape == (0, encoder.width)
