@@ -27,7 +27,7 @@ test-browser: $(STAMP)  ## the demo in a real Chromium, headless; installs it on
 	@test -x $${CHROMIUM:-/usr/bin/chromium} || { apt-get update -q && apt-get install -q -y chromium; } \
 	  || { echo "install Chromium and set CHROMIUM=/path/to/it" >&2; exit 2; }
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,browser]'
-	@$(BIN)/python -m pytest -m browser --no-header tests/demo/test_browser.py -s
+	@$(BIN)/python -m pytest -m browser --no-header tests/demo/browser -s
 
 test-comfyui: $(STAMP)  ## the nodes in a ComfyUI of yours: COMFYUI=folder, COMFYUI_PYTHON=its interpreter (with pytest)
 	@ERASE_SD_COMFYUI="$(COMFYUI)" $(or $(COMFYUI_PYTHON),$(BIN)/python) -m pytest -m host tests/hosts

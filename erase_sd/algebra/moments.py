@@ -124,6 +124,19 @@ def together(moments: Iterable[SecondMoment]) -> SecondMoment:
     return functools.reduce(SecondMoment.__add__, moments)
 
 
+def evenly(*moments: SecondMoment) -> SecondMoment:
+    """The moment of all their rows, weighted so that each that has any counts as much as another.
+
+    Example:
+        >>> evenly(SecondMoment.of(torch.eye(2)), SecondMoment.of(torch.ones(1, 2))).matrix
+        tensor([[0.7500, 0.5000],
+                [0.5000, 0.7500]], dtype=torch.float64)
+    """
+    some = [m for m in moments if m.count] or list(moments[:1])
+    share = sum(m.count for m in some) / len(some)
+    return together(m.weighing(share) if m.count else m for m in some)
+
+
 def orthonormal(rows: Tensor, *, energy: float = 1e-10) -> Tensor:
     """Orthonormal basis of the span of `rows`, `(d, q)`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import signal
@@ -13,6 +14,8 @@ from typing import NoReturn
 
 from erase_sd.cli.common import parser, quiet_libraries
 from erase_sd.models.embedded import EMBEDDED
+from erase_sd.models.leftovers import sweep
+from erase_sd.models.staging import Staging
 
 EXAMPLES = """  erase-concept demo
   erase-concept demo --model ./sd15 --device cuda --reports ./results
@@ -41,8 +44,11 @@ def run(argv: list[str]) -> int:
     quiet_libraries()
     for wish in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(wish, _end)
+    place = Path(tempfile.gettempdir())
+    sweep(place)  # what a killed one left
     # Readable by this user alone, and deleted with what visitors left in it.
-    with tempfile.TemporaryDirectory(prefix="erase-sd-demo-", ignore_cleanup_errors=True) as folder:
+    with contextlib.closing(Staging(place)) as staging:
+        folder = str(staging.path)
         # Before Gradio is imported, which looks here.
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from erase_sd._version import __version__
 
@@ -22,8 +28,10 @@ COMMANDS = {
     "generate": "images from a model, with or without an erasure",
     "prompts": "list or show prompt sets",
     "methods": "list the methods, their options and sources",
+    "doctor": "what interrupted commands left behind, and remove it",
 }
 
+LONGEST = 1_000  # characters of an error's line
 USAGE = """usage: erase-concept COMMAND [options]
 
 Take a concept out of a text-to-image model, without training.
@@ -64,19 +72,30 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         print(f"erase-concept: no command {name!r}{hint}", file=sys.stderr)
         return 2
+    return _told(name, _run(name, argv[1:]))
+
+
+def _run(name: str, argv: list[str]) -> int:
     try:
-        return importlib.import_module(f"erase_sd.cli.{name}").run(argv[1:])
+        with _orderly():
+            code: int = importlib.import_module(f"erase_sd.cli.{name}").run(argv)
+        return code
     except (ValueError, FileExistsError) as error:
         return _fail(name, error, 2)
     except (OSError, MemoryError) as error:
         return _fail(name, error, 1)
-    except RuntimeError as error:  # the safetensors library reports a full disk this way
+    except RuntimeError as error:  # torch's: out of memory, no such device
         return _fail(name, error, 1)
     except SystemExit as done:  # argparse: --help, or wrong use that it has already told
         return done.code if isinstance(done.code, int) else 0
     except KeyboardInterrupt:
         print("\nerase-concept: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
+    except Ended as wish:
+        number = int(wish.args[0])
+        told = f"ended by {signal.Signals(number).name}; nothing was left half-written"
+        print(f"erase-concept: {told}", file=sys.stderr)
+        return 128 + number
     except (
         Exception
     ) as error:  # a fault of ours: one line for the user, everything for us on request
@@ -87,8 +106,48 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(name, RuntimeError(text), 1)
 
 
+class Ended(BaseException):
+    """A request of the system to end: what was begun is cleaned up on the way out."""
+
+
+@contextmanager
+def _orderly() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, unless somebody else listens to them."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        raise Ended(number)
+
+    wishes = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    if threading.current_thread() is not threading.main_thread():
+        wishes = []
+    wishes = [w for w in wishes if signal.getsignal(w) is signal.SIG_DFL]
+    for wish in wishes:
+        signal.signal(wish, end)
+    try:
+        yield
+    finally:
+        for wish in wishes:
+            signal.signal(wish, signal.SIG_DFL)
+
+
+def _told(name: str, code: int) -> int:
+    """The exit code, once what was said is through: the result stands, but who asked must know."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would be tried, and fail, once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0:
+            return _fail(name, OSError(f"done, but stdout did not take what was said: {error}"), 1)
+    return code
+
+
 def _fail(name: str, error: BaseException, code: int) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} …"
+    # What a message repeats may come from a file: no escape of it reaches the terminal.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     print(f"erase-concept {name}: error: {text}", file=sys.stderr)
     return code
 

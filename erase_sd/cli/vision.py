@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -239,6 +240,7 @@ def _unlearn(argv: list[str]) -> int:
     args = _arguments(argv)
     options = given_options(args.option, args.method)
     quiet_libraries()
+    from erase_sd.models.files import atomic_path
     from erase_sd.vision import make_task, unlearn
     from erase_sd.vision.methods.pgu import remaining
     from erase_sd.vision.models import save_weights
@@ -262,18 +264,14 @@ def _unlearn(argv: list[str]) -> int:
         "seconds": round(result.seconds, 4),
     }
     report = Report(about, _numbers(model, task), _numbers(result.model, task))
-    written = []
-    if args.out:
-        save_weights(
-            result.model,
-            args.out,
-            {k: about[k] for k in ("model", "forget", "method", "options")},
-            force=args.force,
-        )
-        written.append(args.out)
-    if args.cache_out and cache is not None:
-        remaining(model, task, cache).save(args.cache_out, result.model, force=args.force)
-        written.append(args.cache_out)
+    told_of = {k: about[k] for k in ("model", "forget", "method", "options")}
+    written = [path for path in (args.out, args.cache_out) if path]
+    with contextlib.ExitStack() as together:
+        if args.cache_out and cache is not None:
+            draft = together.enter_context(atomic_path(args.cache_out, force=args.force))
+            remaining(model, task, cache).save(draft, result.model)
+        if args.out:
+            save_weights(result.model, args.out, told_of, force=args.force)
     if args.json:
         print_json(about | {"before": report.before, "after": report.after})
         return 0

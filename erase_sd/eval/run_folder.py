@@ -17,6 +17,7 @@ from erase_sd.eval.detectors import Labels, open_images
 from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.rows import Row
 from erase_sd.models.files import atomic_path, file_hash
+from erase_sd.models.leftovers import sweep
 
 ORIGINAL = "original"
 
@@ -55,6 +56,7 @@ def claim(protocol: Protocol, variants: Sequence[Variant], out: Path) -> None:
     """
     mine = {"protocol": protocol.describe(), "variants": {v.name: v.about for v in variants}}
     path, told = out / "run.json", "choose another --out"
+    sweep(out)
     if path.is_file():
         other = json.loads(path.read_text(encoding="utf-8"))
         theirs = other["protocol"]

@@ -20,10 +20,16 @@ from typing import Any
 from torch import Tensor
 
 from erase_sd.models.architectures import Architecture, Kinds, Site, identify
-from erase_sd.models.files import ERASURE, PROVENANCE, atomic_path, fast_copy, make_readable
+from erase_sd.models.files import ERASURE, PROVENANCE, atomic_paths, fast_copy, make_readable
 from erase_sd.models.safety import check_folder, is_pickle
-from erase_sd.models.tensor_files import overwrite_tensors, read_tensors, tensor_names
+from erase_sd.models.tensor_files import (
+    overwrite_tensors,
+    read_tensors,
+    tensor_names,
+    write_tensors,
+)
 
+UNDO = {"erase_sd": "undo"}  # metadata of a file of original tensors
 LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.png")
 
 # Files that may hold the denoiser's weights once more.
@@ -96,6 +102,7 @@ class Checkpoint(abc.ABC):
         changed: Mapping[str, Tensor],
         files: Mapping[str, bytes],
         *,
+        undo: Mapping[str, Tensor] | None = None,
         force: bool = False,
     ) -> None:
         """Write a copy with some tensors replaced, and small files that belong to it.
@@ -106,6 +113,7 @@ class Checkpoint(abc.ABC):
             out: Folder or file to create.
             changed: New tensors by diffusers name, in the dtype of the old.
             files: Small files by name: inside a folder, named after a single file and beside it.
+            undo: Original tensors to keep beside it, for `restore` to put back.
             force: Whether an existing output of this tool may be replaced.
         """
 
@@ -195,6 +203,7 @@ class DiffusersFolder(Checkpoint):
         changed: Mapping[str, Tensor],
         files: Mapping[str, bytes],
         *,
+        undo: Mapping[str, Tensor] | None = None,
         force: bool = False,
     ) -> None:
         """Write a copy of the folder with some tensors replaced; whole or not at all.
@@ -221,7 +230,8 @@ class DiffusersFolder(Checkpoint):
                 }
             return gone
 
-        with atomic_path(out, force=force) as draft:
+        with atomic_paths([out, *([undo_file(out)] if undo else [])], force=force) as drafts:
+            draft = drafts[0]
             shutil.copytree(self.path, draft, symlinks=False, ignore=leave, copy_function=fast_copy)
             make_readable(draft)  # a read-only base gives read-only copies
             self._overwrite(
@@ -229,6 +239,8 @@ class DiffusersFolder(Checkpoint):
             )
             for name, content in files.items():
                 (draft / name).write_bytes(content)
+            if undo:
+                write_tensors(drafts[1], undo, UNDO)
 
 
 def _json(path: Path) -> dict[str, Any]:

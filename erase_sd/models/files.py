@@ -1,20 +1,21 @@
 """Files: copies at the file system's speed, outputs that appear whole or not at all.
 
-What a run writes stands under a temporary name until it is complete and synced, and then takes its
-place by one rename.
+What a run writes stands in a folder of its own beside its place until it is complete and synced.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from erase_sd.models.leftovers import sweep
+from erase_sd.models.placing import Move, inode, leave, named, own_name, place, settle, take_turn
+from erase_sd.models.staging import Staging, logger, sync
 
 PROVENANCE = "erasure.json"  # beside model_index.json; diffusers ignores it
 
@@ -34,7 +35,7 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes `target`, whole, or disappears.
+    """A temporary path that becomes `target`, whole, or disappears.
 
     Args:
         target: File or folder to create.
@@ -43,78 +44,72 @@ def atomic_path(target: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: If it exists and `force` is off.
     """
-    check_target(target, force=force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
-    old = draft.with_suffix(".old")
-    try:
+    with atomic_paths([target], force=force) as (draft,):
         yield draft
-        make_readable(draft)  # the safetensors library writes files that only their owner can read
-        _sync(draft)
-        if target.is_dir() and not draft.is_dir():
-            raise FileExistsError(f"{target} is a folder; name a file")
-        if draft.is_dir():
-            _place_folder(draft, target, old, force=force)
-        elif force:
-            os.replace(draft, target)
-        else:
-            _place_new(draft, target)
-        _sync_one(target.parent)
-    finally:
-        _discard(draft)
-        if os.path.lexists(target):  # never the only copy
-            _discard(old)
 
 
-def _place_folder(draft: Path, target: Path, old: Path, *, force: bool) -> None:
-    """Rename a folder to a free name, or swap it with the one that is there."""
-    try:
-        os.rename(draft, target)  # fails if there is a folder with something in it, or a file
-        return
-    except OSError as error:
-        if not os.path.lexists(target):
-            raise
-        if not force:
-            raise FileExistsError(f"{target} exists by now: another process wrote it") from error
-    if _exchange(draft, target):
-        os.rename(draft, old)  # what it replaced
-        return
-    os.rename(target, old)  # where the system cannot swap two folders in one call
-    try:
-        os.rename(draft, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
+@contextmanager
+def atomic_paths(
+    targets: Sequence[Path], *, force: bool = False, gone: Sequence[Path] = ()
+) -> Iterator[list[Path]]:
+    """Temporary paths that become `targets`, whole and all together, or disappear.
 
+    What fails after they have taken their places is a warning.
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths in one step (Linux's renameat2).
+    Args:
+        targets: The file or folder itself, then what belongs to it and lies beside it,
+            `NAME.SOMETHING`.
+        force: Whether existing ones may be replaced.
+        gone: What belonged to the one that is replaced, and goes with it.
 
-    So that each name always holds something whole.
-
-    Returns:
-        False where the system or the file system has no such call; nothing was done then.
+    Raises:
+        FileExistsError: If one exists and `force` is off.
     """
+    targets = [named(t) for t in targets]
+    gone = [named(g) for g in gone]
+    main = targets[0]
+    for other in (*targets, *gone):
+        if other.parent != main.parent or not own_name(main.name, other.name):
+            raise ValueError(f"expected what belongs to {main} and lies beside it, got {other}")
+    settle(main)
+    for target in targets:
+        check_target(target, force=force)
+    sweep(main.parent)
+    staging = Staging(main.parent)
     try:
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if call(here, os.fsencode(a), here, os.fsencode(b), swap) == 0:
-        return True
-    error = ctypes.get_errno()
-    if error in (errno.ENOSYS, errno.EINVAL):
-        return False
-    raise OSError(error, os.strerror(error), str(b))
+        names = [str(i) for i in range(len(targets))]
+        yield [staging.path / name for name in names]
+        for name in names:
+            make_readable(staging.path / name)  # some libraries write for the owner alone
+            _sync(staging.path / name)
+        take_turn(staging, main)
+        _place(staging, dict(zip(names, targets, strict=True)), gone, force=force)
+        try:
+            sync(main.parent)
+            leave(staging)
+        except OSError as error:
+            logger.warning("%s is in place, but not all is well: %s", main, error)
+    finally:
+        staging.close()
 
 
-def _place_new(draft: Path, target: Path) -> None:
-    try:
-        os.link(draft, target)  # unlike a rename, fails if another writer came first
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        os.rename(draft, target)
+def _place(
+    staging: Staging, drafts: Mapping[str, Path], gone: Sequence[Path], *, force: bool
+) -> None:
+    """What the staging folder holds goes to its places, if they are still free to be taken."""
+    moves = []
+    for name, target in drafts.items():
+        if not force and os.path.lexists(target):
+            raise FileExistsError(f"{target} exists by now: another process wrote it")
+        check_target(target, force=force)
+        if target.is_dir() and not (staging.path / name).is_dir():
+            raise FileExistsError(f"{target} is a folder; name a file")
+        moves.append(Move(target.name, name, inode(staging.path / name)))
+    moves += [
+        Move(old.name, str(i), inode(old), goes=True)
+        for i, old in enumerate((g for g in gone if os.path.lexists(g)), len(moves))
+    ]
+    place(staging.path, moves)
 
 
 def check_target(target: Path, *, force: bool = False) -> None:
@@ -160,13 +155,6 @@ def check_room(out: Path, size: int) -> None:
         )
 
 
-def _discard(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def make_readable(path: Path) -> None:
     """Give what was written the modes of any new file under the user's umask."""
     umask = os.umask(0o077)
@@ -178,16 +166,8 @@ def make_readable(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     for item in sorted(path.rglob("*")) if path.is_dir() else []:
-        _sync_one(item)
-    _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(item)
+    sync(path)
 
 
 def fast_copy(source: str | Path, target: str | Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.models.pickled import unpickled
+from erase_sd.models.placing import settle
 from erase_sd.models.safety import is_pickle
 from erase_sd.models.single_file import TOKENIZER, SingleFile
 
@@ -25,6 +26,7 @@ def open_checkpoint(
         ValueError: If it is none of these.
     """
     path = Path(path)
+    settle(path)
     if path.is_dir():
         return DiffusersFolder.open(path, variant=variant)
     if not path.exists():

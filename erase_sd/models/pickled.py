@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import pickle
-import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+
+from erase_sd.models.leftovers import sweep
+from erase_sd.models.staging import Staging
+from erase_sd.models.tensor_files import write_tensors
 
 
 def unpickled(path: Path) -> Path:
@@ -20,9 +22,11 @@ def unpickled(path: Path) -> Path:
     Raises:
         ValueError: If it holds anything else, or is damaged.
     """
-    folder = Path(tempfile.mkdtemp(prefix="erase-sd-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    target = folder / f"{path.stem}.safetensors"
+    place = Path(tempfile.gettempdir())
+    sweep(place)
+    staging = Staging(place)
+    atexit.register(staging.close)
+    target = staging.path / f"{path.stem}.safetensors"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -35,5 +39,5 @@ def unpickled(path: Path) -> Path:
     tensors = {
         str(k): v.contiguous().clone() for k, v in state.items() if isinstance(v, torch.Tensor)
     }
-    save_file(tensors, target, metadata={"format": "pt"})
+    write_tensors(target, tensors, {"format": "pt"})
     return target

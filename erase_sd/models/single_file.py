@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from erase_sd.models import ldm_names
-from erase_sd.models.checkpoint import Checkpoint
-from erase_sd.models.files import atomic_path, check_target, fast_copy, make_readable
-from erase_sd.models.tensor_files import tensor_names
+from erase_sd.models.checkpoint import LEFT_BEHIND, UNDO, Checkpoint, undo_file
+from erase_sd.models.files import atomic_paths, fast_copy, make_readable
+from erase_sd.models.tensor_files import tensor_names, write_tensors
 
 TOKENIZER = "openai/clip-vit-large-patch14"  # single files hold no tokenizer; this is theirs
 
@@ -63,6 +63,7 @@ class SingleFile(Checkpoint):
         changed: Mapping[str, Tensor],
         files: Mapping[str, bytes],
         *,
+        undo: Mapping[str, Tensor] | None = None,
         force: bool = False,
     ) -> None:
         """Copy the file, overwrite the changed tensors where they lie.
@@ -71,18 +72,22 @@ class SingleFile(Checkpoint):
 
         Header, names, order and every other byte stay.
         """
-        check_target(out, force=force)
         if files and self.strays():
             raise ValueError(
                 f"{self.path} also holds an averaged copy of the weights ({ldm_names.EMA}*), "
                 "which would keep the "
                 "concept; take a pruned checkpoint without it, or drop these tensors first"
             )
-        with atomic_path(out, force=force) as draft:
-            fast_copy(self.path, draft)
-            make_readable(draft)
-            self._overwrite(changed, {self.path: draft})
-            # Beside it first: the checkpoint appears last, with everything about it in place.
-            for name, content in files.items():
-                with atomic_path(self.beside(out, name), force=force) as small:
-                    small.write_bytes(content)
+        beside = [self.beside(out, name) for name in files]
+        gone = {self.beside(out, name) for name in LEFT_BEHIND} - {*beside}
+        kept = [undo_file(out)] if undo else []
+        mine = self.erasure_file(out).is_file()  # else these names are the user's own
+        targets = [out, *beside, *kept]
+        with atomic_paths(targets, force=force, gone=sorted(gone) if mine else ()) as drafts:
+            fast_copy(self.path, drafts[0])
+            make_readable(drafts[0])
+            self._overwrite(changed, {self.path: drafts[0]})
+            for draft, content in zip(drafts[1:], files.values(), strict=False):
+                draft.write_bytes(content)
+            if undo:
+                write_tensors(drafts[-1], undo, UNDO)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -137,6 +137,25 @@ def overwrite_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 raise ValueError(f"{name}: expected {end - begin} bytes, got {len(data)}")
             f.seek(start + begin)
             f.write(data.data)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a new safetensors file.
+
+    Args:
+        path: A temporary path.
+        tensors: By name, each of its own memory.
+        metadata: Text by name.
+
+    Raises:
+        OSError: If the disk is full, or fails.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata or {}))
+    except SafetensorError as error:
+        raise OSError(f"cannot write the tensors: {error}") from error
 
 
 def dump_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -14,7 +14,6 @@ from erase_sd.models.embedded import EMBEDDED
 from erase_sd.operations.common import (
     Run,
     check_output,
-    keep_undo,
     load_erasure,
     open_model,
 )
@@ -92,7 +91,6 @@ def apply(
         total.check_text_encoder(fingerprint_of(checkpoint))
     changed = total.edit_weights(weights)
     if not run.dry_run:
-        if run.keep_undo:
-            keep_undo(target, weights, force=run.force)
-        checkpoint.write(target, changed, erasure_files(total), force=run.force)
+        undo = weights if run.keep_undo else None
+        checkpoint.write(target, changed, erasure_files(total), undo=undo, force=run.force)
     return Applied(total, target, len(changed), not run.dry_run)

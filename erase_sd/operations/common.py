@@ -5,23 +5,19 @@ Which erasure belongs to a path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors.torch import save
-from torch import Tensor
 
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.checkpoint import Checkpoint, undo_file
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import (
-    atomic_path,
     check_apart,
     check_room,
     check_target,
 )
 from erase_sd.models.opening import open_checkpoint
+from erase_sd.models.placing import settle
 from erase_sd.models.single_file import TOKENIZER, SingleFile
 from erase_sd.pipelines.loading import model_path
 
@@ -85,6 +81,7 @@ def open_model(
 
 def erasure_path(path: Path) -> Path:
     """An erasure file, or the one that belongs to an erased checkpoint."""
+    settle(path)
     beside = Checkpoint.erasure_file(path)
     return beside if path.is_dir() or beside.is_file() else path
 
@@ -111,14 +108,8 @@ def check_output(out: Path, model: Checkpoint, run: Run) -> None:
         )
     check_apart(out, model.path)
     if not run.dry_run:
-        check_target(out, force=run.force)
+        settle(out)
+        own = [Checkpoint.erasure_file(out)] if isinstance(model, SingleFile) else []
+        for path in (out, *own, *([undo_file(out)] if run.keep_undo else [])):
+            check_target(path, force=run.force)
         check_room(out, model.size())
-
-
-def keep_undo(out: Path, weights: Mapping[str, Tensor], *, force: bool) -> Path:
-    """Store the original tensors beside an erased checkpoint, for `restore` to put back."""
-    path = undo_file(out)
-    content = save({k: v.contiguous() for k, v in weights.items()}, metadata={"erase_sd": "undo"})
-    with atomic_path(path, force=force) as draft:
-        draft.write_bytes(content)
-    return path

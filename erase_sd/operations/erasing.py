@@ -16,9 +16,9 @@ from torch import Tensor
 from erase_sd.artifact.erasure import Erasure, erasure_files
 from erase_sd.artifact.report import certificate_lines, escaped, options_text
 from erase_sd.fit.solve import Settings, fit
-from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.checkpoint import Checkpoint, undo_file
 from erase_sd.models.embedded import EMBEDDED
-from erase_sd.operations.common import Run, check_output, keep_undo, open_model
+from erase_sd.operations.common import Run, check_output, open_model
 from erase_sd.operations.pictures import Pictures, draw, score_lines, wanted
 from erase_sd.pipelines.erasing import erase_from_pipeline
 from erase_sd.prompts import clean
@@ -223,8 +223,7 @@ def _write(
     changed: Mapping[str, Tensor],
     run: Run,
 ) -> Erased:
-    undo = keep_undo(target, weights, force=run.force) if run.keep_undo else None
-    result = replace(result, out=target, undo=undo)
+    result = replace(result, out=target, undo=undo_file(target) if run.keep_undo else None)
     files = erasure_files(result.erasure)
     files["report.json"] = json.dumps(result.json(), indent=2, ensure_ascii=False).encode()
     files["report.md"] = result.markdown().encode()
@@ -232,5 +231,6 @@ def _write(
         picture = io.BytesIO()
         result.picture.save(picture, format="PNG")
         files["before_after.png"] = picture.getvalue()
-    checkpoint.write(target, changed, files, force=run.force)
+    undo = weights if run.keep_undo else None
+    checkpoint.write(target, changed, files, undo=undo, force=run.force)
     return result

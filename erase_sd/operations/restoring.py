@@ -9,8 +9,8 @@ from typing import Any
 
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint, undo_file
-from erase_sd.models.files import check_target
 from erase_sd.models.opening import open_checkpoint
+from erase_sd.models.placing import settle
 from erase_sd.models.tensor_files import read_tensors, tensor_names
 from erase_sd.operations.common import Run, check_output, load_erasure
 from erase_sd.pipelines.live import restore_pipeline
@@ -86,6 +86,7 @@ def restore(
     if out is None:
         raise ValueError("expected out: the folder or file to write")
     path, target = Path(erased), Path(out)
+    settle(path)
     own = Checkpoint.erasure_file(path)
     if not own.is_file():
         raise ValueError(
@@ -99,7 +100,6 @@ def restore(
         )
     model = open_checkpoint(path, variant=run.source.variant)
     check_output(target, model, run)
-    check_target(target, force=run.force)
     originals = read_tensors(kept, tensor_names(kept))
     # The hashes of the base are in the erasure: what comes back is what was there, or nothing does.
     load_erasure(own).check_base(originals)

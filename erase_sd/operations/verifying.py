@@ -21,6 +21,7 @@ from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import PROVENANCE
 from erase_sd.models.opening import open_checkpoint
+from erase_sd.models.placing import settle
 from erase_sd.operations.common import Run, open_model
 from erase_sd.text.encoder import TextEncoder
 
@@ -95,6 +96,7 @@ def verify(
         ValueError: If the path holds no erasure, or a file is damaged.
     """
     run, path = run or Run(), Path(path)
+    settle(path)
     own = Checkpoint.erasure_file(path)
     erased = None
     if path.is_dir() or own.is_file():

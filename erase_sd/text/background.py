@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.models.architectures import Stream
 from erase_sd.models.files import atomic_path
+from erase_sd.models.tensor_files import write_tensors
 from erase_sd.text.encoder import TextEncoder, gathered
 
 logger = logging.getLogger("erase_sd")
@@ -106,7 +107,8 @@ def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
 
 def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
     """`(n, d)`: what the encoder makes of each whole prompt."""
-    return torch.cat([states.meanings for states in encoder.stream(prompts, length=1)])
+    once, index = encoder.distinct(prompts)
+    return torch.cat([states.meanings for states in encoder.stream(once, length=1)])[index]
 
 
 def background(encoder: TextEncoder) -> Background:
@@ -185,4 +187,4 @@ def _write(path: Path, made: Background) -> None:
             tensors |= {f"{key}.gram": moment.gram, f"{key}.total": moment.total}
             tensors[f"{key}.count"] = torch.tensor(moment.count, dtype=torch.float64)
     with atomic_path(path, force=True) as draft:
-        save_file(tensors, draft)
+        write_tensors(draft, tensors)

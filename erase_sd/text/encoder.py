@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erase_sd.algebra.moments import SecondMoment
+from erase_sd.algebra.moments import SecondMoment, evenly
 from erase_sd.models.architectures import POOLED, TOKENS, Architecture, Stream, by_name, identify
 from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.single_file import SingleFile
 from erase_sd.text.fingerprint import fingerprint
 from erase_sd.text.openclip import single_file_towers
-from erase_sd.text.tokens import PromptStates, Segment
+from erase_sd.text.tokens import GROUPS, PromptStates, Segment
 from erase_sd.text.towers import LoadedTower
 
 logger = logging.getLogger("erase_sd")
@@ -200,6 +201,27 @@ class TextEncoder:
                 "%d of %d prompts are longer than %d tokens and were cut", cut, len(prompts), length
             )
 
+    def distinct(self, prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Prompts less those that read as another one does, once cut, and where each one is there.
+
+        >>> from erase_sd.emoji.models import EMOJI_SD
+        >>> TextEncoder.from_folder(EMOJI_SD).distinct(["cat", "dog", "Cat"])
+        (['cat', 'dog'], [0, 1, 0])
+        """
+        seen: dict[tuple[tuple[int, ...], ...], int] = {}
+        kept: list[str] = []
+        index: list[int] = []
+        # Some thousands at a time: the library's tokens take much more memory than their numbers.
+        for start in range(0, len(prompts), 4096):
+            chunk = prompts[start : start + 4096]
+            read = zip(*(tower.token_ids(chunk) for tower in self.towers), strict=True)
+            for prompt, ids in zip(chunk, read, strict=True):
+                if ids not in seen:
+                    seen[ids] = len(kept)
+                    kept.append(prompt)
+                index.append(seen[ids])
+        return kept, index
+
     def moments(
         self,
         prompts: Sequence[str],
@@ -212,9 +234,18 @@ class TextEncoder:
 
         Each stream has one for every layer that a host may feed, the architecture's own first.
         """
-        total = self.no_moments()
-        for states in self.stream(prompts, length=length, progress=progress):
-            total = gathered(total, states, rule)
+        groups = GROUPS.get(rule, (rule,))
+        totals = [self.no_moments() for _ in groups]
+        once, index = self.distinct(prompts)
+        for times, told in _by_count(once, index).items():
+            for states in self.stream(told, length=length, progress=progress):
+                totals = [
+                    gathered(total, states, group, times)
+                    for total, group in zip(totals, groups, strict=True)
+                ]
+        total = dict(totals[0])
+        if len(totals) > 1:
+            total[TOKENS] = tuple(map(evenly, *(t[TOKENS] for t in totals)))
         return total
 
     def no_moments(self) -> dict[Stream, tuple[SecondMoment, ...]]:
@@ -235,25 +266,45 @@ class TextEncoder:
         """
         rows = {stream: [torch.zeros(0, width)] for stream, width in self.widths.items()}
         # The subject stands before the padding, and a causal encoder's states do not look ahead.
-        for states in self.stream(prompts, length=1):
+        once, index = self.distinct(prompts)
+        for states in self.stream(once, length=1):
             for stream, found in rows.items():
                 layers = states.every(rule, stream)
                 apart = [r.reshape(len(states.prompts), -1, r.shape[1]) for r in layers]
                 found.append(torch.cat(apart, dim=1).flatten(0, 1))
-        return {stream: torch.cat(found).double() for stream, found in rows.items()}
+        subjects: dict[Stream, Tensor] = {}
+        for stream, found in rows.items():
+            each = torch.cat(found).double()
+            per = len(each) // max(len(once), 1)  # one in each segment and layer
+            subjects[stream] = each.reshape(len(once), per, each.shape[1])[index].flatten(0, 1)
+        return subjects
 
 
 def gathered(
-    moments: Mapping[Stream, Sequence[SecondMoment]], states: PromptStates, rule: str
+    moments: Mapping[Stream, Sequence[SecondMoment]],
+    states: PromptStates,
+    rule: str,
+    times: int = 1,
 ) -> dict[Stream, tuple[SecondMoment, ...]]:
-    """Moments of every stream and layer, some prompts' features added; the rule picks tokens."""
-    return {
-        stream: tuple(
-            moment + SecondMoment.of(rows)
-            for moment, rows in zip(own, states.every(rule, stream), strict=True)
-        )
-        for stream, own in moments.items()
-    }
+    """Moments of every stream and layer, some prompts' features added `times` over.
+
+    The rule picks tokens.
+    """
+    found: dict[Stream, tuple[SecondMoment, ...]] = {}
+    for stream, own in moments.items():
+        new = [SecondMoment.of(rows) for rows in states.every(rule, stream)]
+        if times > 1:
+            new = [m.weighing(times * m.count) if m.count else m for m in new]
+        found[stream] = tuple(a + b for a, b in zip(own, new, strict=True))
+    return found
+
+
+def _by_count(once: Sequence[str], index: Sequence[int]) -> dict[int, list[str]]:
+    """Prompts by how many times each is meant."""
+    groups: dict[int, list[str]] = {}
+    for place, times in sorted(Counter(index).items()):
+        groups.setdefault(times, []).append(once[place])
+    return groups
 
 
 def _side_by_side(towers: Sequence[Sequence[Segment]]) -> list[Segment]:

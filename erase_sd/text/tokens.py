@@ -11,6 +11,8 @@ from erase_sd.models.architectures import POOLED, TOKENS, Stream
 
 TOKEN_RULES: dict[str, str] = {
     "all-but-bos": "every position but the first: words, EOS and padding (of T5: words and EOS)",
+    "balanced": "the same; words and EOS together count as much as all the padding behind them",
+    "padding": "the padding behind the EOS",
     "words": "the prompt's own tokens",
     "words+eos": "the prompt's own tokens and the EOS that closes them",
     "last-subject": "the prompt's last own token",
@@ -19,6 +21,7 @@ TOKEN_RULES: dict[str, str] = {
 }
 
 
+GROUPS = {"balanced": ("words+eos", "padding")}  # of rules whose groups of tokens count alike
 SINGLE = ("last-subject", "eos")  # rules that pick one state of a prompt
 
 
@@ -44,6 +47,9 @@ class Segment:
         end = self.lengths[:, None] + self.start  # where EOS stands
         if rule == "all":
             return (position >= 0).expand(len(end), -1)
+        rule = "all-but-bos" if rule in GROUPS else rule
+        if rule == "padding":
+            return (position > end) & bool(self.start)
         if rule == "all-but-bos" and self.start:
             return (position >= 1).expand(len(end), -1)
         if rule == "words":

@@ -116,6 +116,12 @@ class LoadedTower:
         named = [(n.removeprefix("text_model."), v) for n, v in state if v.is_floating_point()]
         return sorted(named, key=lambda pair: pair[0])
 
+    def token_ids(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """What the encoder reads of each prompt: its token ids, less what is cut off."""
+        ids = self.tokenizer(list(prompts), truncation=False, add_special_tokens=False).input_ids
+        room = self.length - (1 if self.spec.kind == "t5" else 2)
+        return [tuple(own[:room]) for own in ids]
+
     @torch.no_grad()
     def encode(
         self, prompts: Sequence[str], *, length: int | None = None

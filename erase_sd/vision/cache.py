@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.models.files import atomic_path
-from erase_sd.models.tensor_files import tensor_hash
+from erase_sd.models.tensor_files import tensor_hash, write_tensors
 from erase_sd.vision.features import Moments, collect
 from erase_sd.vision.layers import layers
 from erase_sd.vision.samples import Samples
@@ -87,7 +86,7 @@ class Cache:
                 tensors[f"{name}|{i}|total"] = m.total.contiguous()
                 tensors[f"{name}|{i}|count"] = torch.tensor([m.count], dtype=torch.float64)
         with atomic_path(path, force=force) as draft:
-            save_file(tensors, draft, metadata={"kind": KIND, "model": fingerprint(model)})
+            write_tensors(draft, tensors, {"kind": KIND, "model": fingerprint(model)})
         return path
 
     @classmethod

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erase_sd.models.files import atomic_path
+from erase_sd.models.tensor_files import write_tensors
 from erase_sd.vision.data import Data, Statistics
 from erase_sd.vision.networks import ARCHITECTURES, build
 from erase_sd.vision.samples import Samples
@@ -291,4 +292,4 @@ def save_weights(
             tokenizer.save_pretrained(draft)
         else:
             state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-            save_file(state, draft, metadata={"erase-sd": json.dumps(about, sort_keys=True)})
+            write_tensors(draft, state, {"erase-sd": json.dumps(about, sort_keys=True)})

@@ -44,6 +44,11 @@ def port(server):
         yield port
 
 
+@pytest.fixture(scope="module")
+def visitor(port):
+    return Client(port)
+
+
 def make_server(folder, **limits):
     return Server(("emoji-sd",), folder, limits=Limits(**limits))
 

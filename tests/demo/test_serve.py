@@ -33,12 +33,12 @@ def test_nothing_is_left_when_it_is_ended(tmp_path, sign):
         assert said[-1] == f"the demo is at http://127.0.0.1:{port}/ (Ctrl-C ends it)\n", said
         message = Client(port).run("preflight", ["emoji-sd", "cat", "", "rayleigh", False])
         assert message["success"]
-        (folder,) = tmp_path.glob("erase-sd-demo-*")
+        (folder,) = tmp_path.glob(".erase-sd-*.part")
         assert folder.stat().st_mode & 0o777 == 0o700
         process.send_signal(sign)
         process.wait(60)
         assert "Traceback" not in process.stderr.read()
-        assert not list(tmp_path.glob("erase-sd-demo-*"))
+        assert not list(tmp_path.glob(".erase-sd-*.part"))
     finally:
         watch.cancel()
         process.kill()

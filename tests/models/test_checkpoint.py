@@ -173,9 +173,10 @@ def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("swap", [True, False])
 def test_replacing_a_folder_with_and_without_the_system_call(tmp_path, monkeypatch, swap):
     import erase_sd.models.files as files
+    import erase_sd.models.placing as placing
 
     if not swap:
-        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(placing, "_rename", lambda a, b, how: False)
     for text in ("old", "new"):
         with files.atomic_path(tmp_path / "x", force=True) as draft:
             draft.mkdir()

@@ -44,6 +44,8 @@ def test_token_rules_pick_what_they_say(encoder, rule):
     expected = {
         "all": [77, 77],
         "all-but-bos": [76, 76],
+        "balanced": [76, 76],
+        "padding": [70, 75],
         "words": [5, 0],
         "words+eos": [6, 1],
         "last-subject": [1, 1],
@@ -55,6 +57,17 @@ def test_token_rules_pick_what_they_say(encoder, rule):
         assert mask[0, 5] and mask[1, 1]  # for an empty prompt its EOS, never BOS
     if rule == "eos":
         assert mask[0, 6] and mask[1, 1]
+
+
+def test_balanced_words_count_as_much_as_the_padding_behind_them(encoder):
+    states = encoder.encode(["a photo of a cat", "dog"])
+    told = encoder.moments(["a photo of a cat", "dog"], "balanced")["tokens"]
+    for layer, rows, padding in zip(
+        told, states.every("words+eos"), states.every("padding"), strict=True
+    ):
+        words, behind = (r.double().T @ r.double() / len(r) for r in (rows, padding))
+        torch.testing.assert_close(layer.matrix, (words + behind) / 2, atol=1e-6, rtol=1e-5)
+        assert layer.count == len(rows) + len(padding)
 
 
 def test_unknown_rule_is_refused(encoder):
@@ -111,3 +124,27 @@ def test_fingerprint_names_the_weights(encoder, embedded):
 def test_a_folder_without_a_text_encoder_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot load the text encoder"):
         TextEncoder.from_folder(tmp_path)
+
+
+def test_what_reads_the_same_is_encoded_once_and_counts_as_often(encoder, monkeypatch):
+    long = "cat " * 90
+    prompts = ["dog", *(f"{long}{i}" for i in range(40)), "Dog", "pizza"]
+    states = encoder.encode(prompts)
+    rows = states.rows("words")
+    batches = []
+    true = encoder.encode
+
+    def counting(some, **more):
+        batches.append(len(some))
+        return true(some, **more)
+
+    monkeypatch.setattr(encoder, "encode", counting)
+    moment = encoder.moments(prompts, "words")["tokens"][0]
+    assert sum(batches) == 3
+    assert moment.count == len(rows)
+    torch.testing.assert_close(moment.total, rows.double().sum(0), atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(moment.gram, (rows.T @ rows).double(), atol=1e-2, rtol=1e-4)
+    subjects = encoder.subjects(prompts)["tokens"].unflatten(0, (len(prompts), -1))
+    for i, rows in enumerate(states.every("last-subject")):  # layer by layer
+        torch.testing.assert_close(subjects[:, i], rows.double(), atol=1e-4, rtol=1e-4)
+    assert encoder.subjects([])["tokens"].shape == (0, encoder.width)

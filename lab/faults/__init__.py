@@ -1,0 +1,1 @@
+"""Fault injection: what is harmed, how, and what must be left of it."""

@@ -1,0 +1,235 @@
+"""What is harmed: models, operations on them, and a judge of what is left.
+
+Every trial is a process of its own, forked from one that has everything imported, so that the harm
+falls into the work and not into the start of Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from erase_sd.cli.main import main as run_tool
+from lab.shapes import TOKENIZER, write_folder, write_single
+
+Command = Sequence[str | Path]
+
+
+OURS = re.compile(r"\.erase-sd-[0-9a-f]{16}\.(part|commit)")
+
+Outcome = tuple[str, str]  # what was tried, and how it ended: in capitals if as it must not
+
+
+def digest(path: Path) -> dict[str, bytes]:
+    """Every file of a path and its bytes; of reports, whose seconds differ by nature, the names."""
+    if path.is_file():
+        return {".": path.read_bytes()}
+    found = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file.relative_to(path)
+        if not any(OURS.fullmatch(part) for part in name.parts):
+            told = file.read_bytes()
+            found[str(name)] = b"" if "report" in file.name and told != OLD else told
+    return found
+
+
+def litter(path: Path) -> list[str]:
+    """What lies around, in a folder and all inside."""
+    return [str(p.relative_to(path)) for p in sorted(path.rglob("*")) if OURS.fullmatch(p.name)]
+
+
+OLD = b"old"
+_FORGET = ("--forget", "cat", "--rank", "1", "--images", "0")
+
+
+class Bench:
+    """The models, the operations, and what each should leave behind.
+
+    Args:
+        work: Folder for all of it; emptied first.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        os.environ["ERASE_SD_CACHE"] = str(work / "cache")
+        self.folder = write_folder(work / "base", "sd1", small=True)
+        self.single = write_single(work / "base.safetensors", "sd1", small=True)
+        self.erasure = work / "cat.safetensors"
+        self.out = work / "out"
+        self.out.mkdir()
+        first = work / "e"
+        call("erase", "--model", self.folder, *_FORGET, "--out", first)
+        shutil.copy(first / "erasure.safetensors", self.erasure)
+        shutil.rmtree(first)
+        call("apply", self.erasure, "--model", self.folder, "--out", work / "erased", "--keep-undo")
+        self.operations = self._operations()
+        self._finished: dict[str, tuple[dict[str, bytes], float]] = {}
+        self.base = digest(self.folder), digest(self.single)
+
+    def _operations(self) -> dict[str, Command]:
+        """What is harmed: command lines; all write into `out`."""
+        one, file = self.out / "one", self.out / "one.safetensors"
+        folder = ("--model", self.folder, "--out")
+        single = ("--model", self.single, "--tokenizer", TOKENIZER, "--out", file)
+        other = "--allow-other-base"
+        return {
+            "erase, folder": ("erase", *_FORGET, *folder, one),
+            "erase, single file": ("erase", *_FORGET, *single, "--keep-undo"),
+            "bake, folder": ("apply", self.erasure, *folder, one, "--keep-undo"),
+            "bake, single file": ("apply", self.erasure, other, *single),
+            "restore": ("remove", self.work / "erased", "--out", one),
+            "export, PEFT": ("export", self.erasure, *folder, file),
+            "export, kohya": ("export", self.erasure, "--style", "kohya", *folder, file),
+        }
+
+    def clear(self) -> dict[str, bytes]:
+        """Empty the output folder; the digest of nothing."""
+        shutil.rmtree(self.out)
+        self.out.mkdir()
+        return {}
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """A file or a folder."""
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def finished(self, name: str) -> tuple[dict[str, bytes], float]:
+        """What an operation leaves in the output folder if undisturbed, and its seconds."""
+        if name not in self._finished:
+            self.clear()
+            start = time.perf_counter()
+            status, said = fork(self.operations[name])
+            if status:
+                raise RuntimeError(f"{name} fails even undisturbed: {said[-300:]}")
+            self._finished[name] = digest(self.out), time.perf_counter() - start
+        return self._finished[name]
+
+    def age(self, name: str) -> dict[str, bytes]:
+        """Put something in the output folder that an operation replaces; its digest."""
+        kept = self.work / "aged" / name
+        if not kept.exists():
+            self.finished(name)
+            self.clear()
+            fork(self.operations[name])
+            shutil.copytree(self.out, kept)
+            for path in [p for p in kept.rglob("*") if p.is_file()]:
+                path.write_bytes(OLD)
+        shutil.rmtree(self.out)
+        shutil.copytree(kept, self.out)
+        return digest(self.out)
+
+    def intact(self) -> bool:
+        """Whether the base models are what they were."""
+        return self.base == (digest(self.folder), digest(self.single))
+
+
+def call(*arguments: str | Path) -> None:
+    """Run the tool here, silently."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if run_tool([str(a) for a in arguments]):
+            raise RuntimeError(f"{arguments} failed")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that runs the tool.
+
+    Attributes:
+        pid: Its number.
+        errors: File that its stderr goes to.
+    """
+
+    pid: int
+    errors: Path
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; its exit status (-9 if killed) and what it wrote to stderr."""
+        _, status = os.waitpid(self.pid, 0)
+        text = self.errors.read_text(encoding="utf-8", errors="replace")
+        self.errors.unlink()
+        return os.waitstatus_to_exitcode(status), text
+
+
+def start(
+    arguments: Command,
+    *,
+    limit: int | None = None,
+    run: Callable[[list[str]], int] = run_tool,
+) -> Child:
+    """Run the tool in a child process.
+
+    Args:
+        arguments: Its command line.
+        limit: Largest file it may write, in bytes.
+        run: What runs it.
+    """
+    handle, name = tempfile.mkstemp(suffix=".err")
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(handle, 2)
+            if limit is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            status = run([str(a) for a in arguments])
+        finally:
+            os._exit(status)
+    os.close(handle)
+    return Child(pid, Path(name))
+
+
+def fork(
+    arguments: Command,
+    *,
+    after: float | None = None,
+    sign: int = signal.SIGKILL,
+    limit: int | None = None,
+) -> tuple[int, str]:
+    """Run the tool in a child process to its end, or to ours.
+
+    Args:
+        arguments: Its command line.
+        after: Seconds until a signal.
+        sign: Which.
+        limit: Largest file it may write, in bytes.
+
+    Returns:
+        Exit status (-9 if killed) and what it wrote to stderr.
+    """
+    child = start(arguments, limit=limit)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child.pid, sign)  # not yet waited for, so the number is still its own
+    return child.end()
+
+
+def one_line(text: str) -> bool:
+    """Whether an error was told in one line of ours, without a traceback."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return bool(lines) and lines[-1].startswith("erase-concept") and "Traceback" not in text
+
+
+def judge(place: Path, new: dict[str, bytes], old: dict[str, bytes]) -> str:
+    """What stands in a place: "nothing", "old", "new", or what is wrong."""
+    found = digest(place)
+    if found == new:
+        return "new"
+    if found == old:
+        return "old" if old else "nothing"
+    if not found:
+        return "OLD LOST"
+    return f"MIXED: {sorted(k for k in found if found[k] not in (new.get(k), old.get(k)))[:3]}"

@@ -1,0 +1,177 @@
+"""Command lines drawn by the types of their arguments: right ones, wrong ones, hostile ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from erase_sd.algebra.methods import METHODS
+from erase_sd.cli.main import COMMANDS
+from lab.faults.bench import Bench, Outcome
+from lab.faults.inside import inside
+from lab.shapes import TOKENIZER
+
+PROMPTS = ("cat", "dog", "a photo of a cat", "", " ", "\ud800", "a\udfff", "\x00",
+    "\x1b[2J", "a" + "\u0301" * 40, "\u202e cat", "🐱", "日本の猫", "قطة", "{}",
+    "{0.__class__}", "%s", "$(id)", "../../etc", "-1", "--force", "set:nudity",
+    "set:weapons", "set:none", "set:", "set:../x", "set:/etc/passwd", "file:",
+    "file:/dev/zero", "file:/etc/shadow", "file:.", "file:{bad}", "file:{many}",
+    "file:{fifo}", "file:/proc/self/mem", "x" * 25_000, "cat " * 300,
+    "<|endoftext|>", "\n", "cat\ndog", "Cat", "kitten", )  # fmt: skip
+NUMBERS = ("0", "1", "-1", "2", "1e308", "-1e300", "nan", "inf", "-inf", "1e-320",
+    "0.5", "999999999999999999999", "", "x", "١", "0x10", "1_0", "1e9", "-0", "+1",
+    " 1", "1 ", "٣", "1,5")  # fmt: skip
+OPTIONS = ("rank", "epsilon", "ridge", "retain_scale", "erase_scale",
+    "preserve_scale", "variant", "lamb", "gamma", "x", "", "__class__", "alpha",
+    "threshold")  # fmt: skip
+TEXTS = (
+    "",
+    "a/b",
+    "owner/name",
+    "\x1b]0;x\x07",
+    "é" * 300,
+    "<script>",
+    "a: b\n- c",
+    "x" * 5000,
+    "\ud800",
+    "..",
+)
+PATHS = ("{folder}", "{single}", "{erasure}", "{erased}", "{bad}", "{fifo}",
+    "{out}/none", ".", "/", "..", "/dev/null", "/dev/zero", "/proc/self/fd/0",
+    "{link}", "{loop}", "a\x00b", "\udcff", "x" * 300, "{empty}", "", "~", "{nl}",
+    "/etc/passwd", "{dir}")  # fmt: skip
+OUTS = ("{out}/a", "{out}/a.safetensors", "{out}/new/deep/a", "{out}/a.png",
+    "{out}/x\ny", "{out}/" + "n" * 250, "{out}/" + "n" * 300, "/dev/null",
+    "/dev/full", "{folder}", "{single}", "{folder}/x", "{bad}/x", "{fifo}", "",
+    "{out}", ".", "/proc/x", "/proc/self/x", "a\x00", "{out}/\udcff", "{link}",
+    "{loop}", "{out}/a/../b", "{out}/.hidden", "{out}/-x", "{erasure}/x", "/",
+    "{out}/a.SAFETENSORS")  # fmt: skip
+
+
+class Words:
+    """Draws command lines and the files that they name.
+
+    Args:
+        bench: The models.
+        rng: Of everything drawn.
+    """
+
+    def __init__(self, bench: Bench, rng: np.random.Generator) -> None:
+        self.rng, self.bench = rng, bench
+        here = bench.work / "words"
+        here.mkdir(exist_ok=True)
+        self.names = {"folder": bench.folder, "single": bench.single, "erasure": bench.erasure,
+            "erased": bench.work / "erased", "bad": here / "bad", "fifo": here / "fifo",
+            "link": here / "link", "loop": here / "loop", "empty": here / "empty",
+            "many": here / "many.txt", "dir": here / "dir", "out": bench.out, "nl": here / "a\nb",
+            }  # fmt: skip
+        (here / "bad").write_bytes(b"\xff\x00\n" * 99)
+        (here / "empty").touch()
+        (here / "dir").mkdir(exist_ok=True)
+        (here / "a\nb").write_bytes(b"x")
+        (here / "many.txt").write_text("\n".join(f"cat {i % 9}" for i in range(2_000)))
+        for name, make in (("fifo", os.mkfifo), ("link", self._link), ("loop", self._loop)):
+            if not os.path.lexists(here / name):
+                make(here / name)
+
+    def _link(self, path: Path) -> None:
+        path.symlink_to("/etc/hostname")
+
+    def _loop(self, path: Path) -> None:
+        path.symlink_to(path.name)
+
+    def pick(self, values: tuple[str, ...]) -> str:
+        """One of some values, its names filled in."""
+        value = values[int(self.rng.integers(len(values)))]
+        for name, path in self.names.items():
+            value = value.replace(f"{{{name}}}", str(path))
+        return value
+
+    def some(self, chance: float) -> bool:
+        """Whether, by a chance."""
+        return bool(self.rng.random() < chance)
+
+    def model(self) -> list[str]:
+        """Mostly a small one that is there."""
+        if self.some(0.6):
+            return ["--model", str(self.bench.folder)]
+        if self.some(0.4):
+            return ["--model", str(self.bench.single), "--tokenizer", str(TOKENIZER)]
+        return ["--model", self.pick(PATHS), *(["--tokenizer", self.pick(PATHS)] if self.some(
+            0.3) else []), *(["--variant", self.pick(TEXTS)] if self.some(0.3) else [
+            ])]  # fmt: skip
+
+    def concept(self) -> list[str]:
+        """What to forget, and how."""
+        line = ["--forget", "cat" if self.some(0.4) else self.pick(PROMPTS)]
+        for option, values, chance in (("--retain", PROMPTS, 0.2), ("--rank",
+            NUMBERS, 0.3), ("--epsilon", NUMBERS, 0.1), ("--strength", NUMBERS, 0.3),
+            ("--tokens", ("words", "all", "x", ""), 0.1), ("--toward", PROMPTS, 0.1),
+            ("--name", TEXTS, 0.1), ("--forget", PROMPTS, 0.2), ):  # fmt: skip
+            if self.some(chance):
+                line += [option, self.pick(values)]
+        if self.some(0.5):
+            line += ["--method", str(self.rng.choice(list(METHODS)))]
+        if self.some(0.2):
+            line += [
+                "--option",
+                f"{self.pick(OPTIONS)}{self.pick(('=', '', '=='))}{self.pick(NUMBERS)}",
+            ]
+        return line + (["--robust"] if self.some(0.1) else [])
+
+    def out(self) -> list[str]:
+        """Where to write."""
+        good = self.pick(("{out}/a", "{out}/a.safetensors"))
+        line = ["--out", good if self.some(0.5) else self.pick(OUTS)]
+        return line + [flag for flag in ("--force", "--json", "--keep-undo") if self.some(0.2)]
+
+    def line(self) -> list[str]:
+        """A command line."""
+        command = str(self.rng.choice([c for c in COMMANDS if c != "demo"]))
+        number, path, erasure = self.pick(NUMBERS), self.pick(PATHS), str(self.bench.erasure)
+        erasure = erasure if self.some(0.6) else path
+        dry = ["--dry-run"] if self.some(0.5) else []
+        rest = {"erase": [*self.model(), *self.concept(), *self.out(), "--images",
+            "0", *dry], "preflight": [*self.model(), *self.concept(), *([
+            "--max-drift", number] if self.some(0.2) else [])], "apply": [erasure, *self.model(
+            ), *self.out(), *(["--scale", number] if self.some(0.5) else []), *dry],
+            "remove": [path if self.some(0.5) else str(self.names["erased"]), *self.out(
+            )], "export": [erasure, *self.model(), *self.out(), "--style", self.pick(
+            ("peft", "kohya", "x"))], "verify": [erasure, *self.model()], "card": [
+            erasure, "--base-model", self.pick(TEXTS), *self.out()], "eval": [self.pick(
+            ("list", "show", "compare", "report", "x")), self.pick((*PATHS,
+            "emoji-objects"))], "vision": [self.pick(("methods", "x", ""))],
+            "generate": [*self.model(), "--prompt", self.pick(PROMPTS), "--steps",
+            "0", *self.out()], "prompts": [self.pick(("list", "show", "x")), self.pick(
+            (*PATHS, "weapons", "x.yaml"))], "methods": ["--json"] if self.some(0.5) else [
+            number], "doctor": [str(self.bench.out), *(["--remove"] if self.some(0.5) else [
+            ]), *([path] if path not in ("/", "", ".", "..", "~") else [])], }[
+            command]  # fmt: skip
+        line = [command, *rest]
+        if self.some(0.1):
+            line.pop(int(self.rng.integers(1, len(line)))) if len(line) > 1 else None
+        if self.some(0.05):
+            line.insert(int(self.rng.integers(1, len(line) + 1)), self.pick(TEXTS))
+        return line
+
+
+def command_line(bench: Bench, rng: np.random.Generator) -> Outcome:
+    """One command line, run here."""
+    words = Words(bench, rng)
+    line = words.line()
+    bench.clear()
+    before: set[str] = set()
+    os.chdir(words.names["dir"])
+    ran = inside(line)
+    wrong = ran.wrong(bench.out, before)
+    left = os.listdir(words.names["dir"])
+    if not wrong and left and ran.code:
+        wrong = f"FAILED AND LEFT {left}"
+    for name in left:
+        path = words.names["dir"] / name
+        bench.remove(path)
+    if wrong:
+        return line[0], f"{wrong}: {line!r:.600} {ran.said[-600:]!r}"
+    return line[0], f"exit {ran.code}"
