@@ -108,7 +108,7 @@ def check_output(out: Path, model: Checkpoint, run: Run) -> None:
         )
     check_apart(out, model.path)
     if model.path.resolve() in out.resolve().parents:
-        raise ValueError(f"--out {out} lies inside the base model {model.path}")
+        raise ValueError(f"--out {out} overlaps the base model {model.path}: it lies inside")
     if not run.dry_run:
         settle(out)
         own = [Checkpoint.erasure_file(out)] if isinstance(model, SingleFile) else []

@@ -74,9 +74,7 @@ def export(
         raise ValueError(f"expected a dtype of float32 or float16, got {dtype!r}")
     total = load_erasure(erasure)
     base = open_model(model, run.source)
-    check_apart(
-        Path(out), base.path, *([Path(erasure)] if not isinstance(erasure, Erasure) else [])
-    )
+    check_apart(Path(out), base.path, None if isinstance(erasure, Erasure) else Path(erasure))
     check_target(Path(out), force=run.force)
     weights = base.weights(kinds=total.kinds)
     path = save_lora(
