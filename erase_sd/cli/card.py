@@ -33,11 +33,16 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     from erase_sd.artifact.card import Publication, card
     from erase_sd.eval.report import table
-    from erase_sd.eval.run_folder import results_of
-    from erase_sd.models.files import atomic_path
+    from erase_sd.eval.run_folder import results_of, understood
+    from erase_sd.models.files import atomic_path, check_apart
     from erase_sd.operations.common import load_erasure
 
-    evaluation = table([results_of(args.results)]) if args.results else ()
+    if args.out is not None:
+        check_apart(args.out, args.path)
+    evaluation: list[str] = []
+    if args.results:
+        with understood(args.results):
+            evaluation = table([results_of(args.results)])
     picture = (args.path / "before_after.png").is_file()
     about = Publication(args.path.name, args.base_model, args.license, picture, evaluation)
     text = card(load_erasure(args.path), about)

@@ -204,9 +204,12 @@ def _compare(argv: list[str]) -> int:
     p.add_argument("--json", action="store_true")
     args = p.parse_args(argv)
     from erase_sd.eval.report import table
-    from erase_sd.eval.run_folder import results_of
+    from erase_sd.eval.run_folder import results_of, understood
 
     results = [results_of(r) for r in args.results]
+    for path, result in zip(args.results, results, strict=True):
+        with understood(path):
+            table([result])
     hashes = {r["protocol"]["hash"] for r in results}
     if len(hashes) > 1 and not args.anyway:
         told = ", ".join(f"{r['protocol']['name']} {r['protocol']['hash']}" for r in results)
@@ -230,11 +233,12 @@ def _report(argv: list[str]) -> int:
     p.add_argument("--force", action="store_true", help="replace --out if it exists")
     args = p.parse_args(argv)
     from erase_sd.eval.report import page
-    from erase_sd.eval.run_folder import results_of
+    from erase_sd.eval.run_folder import results_of, understood
     from erase_sd.models.files import atomic_path
 
     out = args.out or args.run / "report.html"
-    text = page(results_of(args.run), args.run)
+    with understood(args.run):
+        text = page(results_of(args.run), args.run)
     with atomic_path(out, force=args.force or args.out is None) as draft:
         draft.write_text(text, encoding="utf-8")
     print(f"wrote {out}")

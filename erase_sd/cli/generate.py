@@ -44,12 +44,13 @@ def run(argv: list[str]) -> int:
     quiet_libraries()
     from erase_sd.eval.drawing import Request, picture, write_picture
     from erase_sd.models.embedded import usual
-    from erase_sd.models.files import check_target
+    from erase_sd.models.files import check_apart, check_target
     from erase_sd.operations.common import load_erasure
     from erase_sd.pipelines.loading import load_pipeline
 
     check_target(args.out, force=args.force)
     model = open_model(args)
+    check_apart(args.out, model.path, args.erasure)
     guidance = usual(model.path).guidance if args.guidance is None else args.guidance
     request = Request(tuple(args.prompt), args.count, args.seed, args.steps, guidance)
     erasure = load_erasure(args.erasure) if args.erasure else None

@@ -40,10 +40,11 @@ def run(argv: list[str]) -> int:
     args = p.parse_args(argv)
     settings = settings_of(args)
     forget, retain = prompts_of(args)
-    from erase_sd.models.files import check_target
+    from erase_sd.models.files import check_apart, check_target
 
     if args.plot:
         check_target(args.plot, force=args.force)
+        check_apart(args.plot, Path(args.model))
     quiet_libraries()
     from erase_sd.operations.looking import preflight
 

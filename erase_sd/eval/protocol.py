@@ -14,6 +14,7 @@ import yaml
 
 from erase_sd.eval.detectors import DetectorSpec
 from erase_sd.eval.rows import Row, own_forget, read_rows
+from erase_sd.prompts import read_yaml
 
 HERE = Path(__file__).parent / "protocols"
 METRICS = (
@@ -197,11 +198,7 @@ def load_protocol(
 
 def _read(path: Path) -> dict[str, Any]:
     """A protocol's file, its keys checked."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        told = str(error).replace("\n", " ")
-        raise ValueError(f"{path} is not valid YAML: {told}") from error
+    raw = read_yaml(path, "a protocol")
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a protocol: expected a mapping")
     unknown = sorted(set(raw) - _KEYS)

@@ -111,8 +111,8 @@ def page(result: dict[str, Any], run: Path) -> str:
         "<meta name=viewport content='width=device-width'>",
         f"<title>{html.escape(protocol['name'])}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(protocol['name'])}</h1>",
-        f"<p>{protocol['rows']} images for each variant; protocol hash "
-        f"<code>{protocol['hash']}</code>. Numbers with another hash are "
+        f"<p>{html.escape(str(protocol['rows']))} images for each variant; protocol hash "
+        f"<code>{html.escape(str(protocol['hash']))}</code>. Numbers with another hash are "
         "not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
         _html_table(result),
         _plot(result),
@@ -136,6 +136,8 @@ def _manifests(names: Sequence[str], run: Path) -> dict[str, list[dict[str, Any]
     manifests = {}
     for name in names:
         path = run / name / "manifest.jsonl"
+        if not path.resolve().is_relative_to(run.resolve()):
+            raise ValueError(f"{path} is not in the run's folder")
         if not path.is_file():
             raise ValueError(f"{path} is missing: the report needs the run's images")
         lines = path.read_text(encoding="utf-8").splitlines()

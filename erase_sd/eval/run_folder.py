@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.rows import Row
 from erase_sd.models.files import atomic_path, file_hash
 from erase_sd.models.leftovers import sweep
+from erase_sd.prompts import read_text
 
 ORIGINAL = "original"
 
@@ -159,9 +161,21 @@ def results_of(path: Path) -> dict[str, Any]:
         ValueError: If there are none.
     """
     file = path / "results.json" if path.is_dir() else path
-    try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    with understood(path):
+        value: dict[str, Any] = json.loads(read_text(file, "results"))
         value["protocol"]["hash"], value["variants"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no results of `eval run`") from error
     return value
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Where results are read that may be another program's: what is odd is one clear line.
+
+    Raises:
+        ValueError: If something is not as `eval run` writes it.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        told = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f"{path} holds no results of `eval run` ({told})") from error

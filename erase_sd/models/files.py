@@ -134,11 +134,20 @@ def check_target(target: Path, *, force: bool = False) -> None:
         )
 
 
-def check_apart(out: Path, base: Path) -> None:
-    """Refuse an output that is, holds or lies inside the base model."""
-    a, b = out.resolve(), base.resolve()
-    if a == b or a in b.parents or b in a.parents:
-        raise ValueError(f"--out {out} overlaps the base model {base}; choose a folder beside it")
+def check_apart(out: Path, *read: Path | None) -> None:
+    """Refuse an output that is, or holds, something that is read.
+
+    Args:
+        out: File or folder to write.
+        *read: What is read: a model, an erasure.
+
+    Raises:
+        ValueError: If it does.
+    """
+    here = out.resolve()
+    for path in (p.resolve() for p in read if p is not None):
+        if here == path or here in path.parents:
+            raise ValueError(f"--out {out} overlaps what is read, {path}; choose another place")
 
 
 def check_room(out: Path, size: int) -> None:

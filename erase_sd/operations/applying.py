@@ -11,6 +11,7 @@ from erase_sd.artifact.erasure import Erasure, combine, erasure_files
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
+from erase_sd.models.files import check_apart
 from erase_sd.operations.common import (
     Run,
     check_output,
@@ -83,6 +84,7 @@ def apply(
         raise ValueError("expected out: the folder or file to write")
     checkpoint, target = open_model(model, run.source), Path(out)
     check_output(target, checkpoint, run)
+    check_apart(target, *(Path(e) for e in given if not isinstance(e, Erasure)))
     weights = checkpoint.weights(kinds=total.kinds)
     if allow_other_base:
         total = total.bound_to(weights)  # what is written verifies against this base

@@ -12,6 +12,7 @@ from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.lora import LoraStyle, save_lora
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
+from erase_sd.models.files import check_apart, check_target
 from erase_sd.operations.common import Run, load_erasure, open_model
 
 Dtype = Literal["float32", "float16"]
@@ -72,7 +73,10 @@ def export(
     if dtype not in ("float32", "float16"):
         raise ValueError(f"expected a dtype of float32 or float16, got {dtype!r}")
     total = load_erasure(erasure)
-    weights = open_model(model, run.source).weights(kinds=total.kinds)
+    base = open_model(model, run.source)
+    check_apart(Path(out), base.path, None if isinstance(erasure, Erasure) else Path(erasure))
+    check_target(Path(out), force=run.force)
+    weights = base.weights(kinds=total.kinds)
     path = save_lora(
         total,
         weights,

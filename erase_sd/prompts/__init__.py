@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,6 +29,7 @@ __all__ = [
     "neutral",
     "neutral_of",
     "read_prompts",
+    "read_yaml",
     "set_names",
 ]
 
@@ -89,10 +91,7 @@ def load_set(name: str) -> PromptSet:
         raise ValueError(
             f"no prompt set {name!r}; there are {', '.join(set_names())}, or give a .yaml path"
         )
-    try:
-        raw = yaml.safe_load(read_text(path, "a prompt set"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    raw = read_yaml(path, "a prompt set")
     if (
         not isinstance(raw, dict)
         or not isinstance(raw.get("concepts"), (dict, list))
@@ -123,15 +122,19 @@ def load_set(name: str) -> PromptSet:
     )
 
 
+def _short(value: object) -> str:
+    return repr(value)[:80]
+
+
 def _string(value: object, path: Path) -> str:
     if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{path}: expected a noun, got {value!r}")
+        raise ValueError(f"{path}: expected a noun, got {_short(value)}")
     return str(value)
 
 
 def _strings(values: object, path: Path, what: str) -> tuple[str, ...]:
     if not isinstance(values, list):
-        raise ValueError(f"{path}: expected a list for {what}, got {values!r}")
+        raise ValueError(f"{path}: expected a list for {what[:80]}, got {_short(values)}")
     return tuple(_string(v, path) for v in values)
 
 
@@ -161,7 +164,7 @@ def clean(prompts: Iterable[str]) -> list[str]:
 
 def _checked(prompt: str) -> str:
     if not isinstance(prompt, str):
-        raise ValueError(f"expected prompts as text, got {prompt!r}")
+        raise ValueError(f"expected prompts as text, got {_short(prompt)}")
     if len(prompt) > LONGEST:
         raise ValueError(
             f"expected prompts of at most {LONGEST} characters, got one of {len(prompt)}; "
@@ -193,6 +196,32 @@ def read_text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {what} from {path}: {error}") from error
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without anchors: a few of them, nested, make more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """A YAML file's content.
+
+    Args:
+        path: A regular file.
+        what: What it is, for messages.
+
+    Raises:
+        ValueError: If it cannot be read, is not YAML, has aliases or is nested too deep.
+    """
+    try:
+        return yaml.load(read_text(path, what), _Plain)  # noqa: S506 - a safe one
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not YAML of {what}: {told}") from error
 
 
 def read_prompts(sources: Sequence[str], *, what: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from erase_sd.cli.main import main as run_tool
-from lab.faults.bench import Bench, Outcome, digest, fork, judge, litter, one_line, start
+from lab.faults.bench import Bench, Command, Outcome, digest, fork, judge, litter, one_line, start
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -38,7 +38,10 @@ def kill(bench: Bench, rng: np.random.Generator) -> Outcome:
     # A killed writer cannot clean up. The next run in that place does, and decides what was begun.
     if found.startswith("MIXED") and not any(n.endswith(".commit") for n in left):
         return what, found
-    status, said = fork([*bench.operations[name], "--force"])
+    again: Command = [*bench.operations[name], "--force"]
+    if name == "restore" and found == "new":  # not replaced: it is no erased folder any more
+        again = ("doctor", bench.out, "--remove")
+    status, said = fork(again)
     after = judge(bench.out, new, old)
     if status or after != "new" or litter(bench.out):
         return what, f"NEXT RUN: exit {status}, {after}, {litter(bench.out)}, {said[-200:]}"
