@@ -17,18 +17,6 @@ from torch import Tensor
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
-def bit_sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits read as whole numbers: another one if nearly anything was written.
-
-    Exact on every device, in any order of summing, and many times faster than a hash.
-
-    >>> bit_sum(torch.zeros(3)), bit_sum(torch.ones(1)) == bit_sum(torch.full((1,), 1.0001))
-    (0, False)
-    """
-    wide = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.detach().contiguous().view(wide).sum(dtype=torch.int64))
-
-
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's shape and its values rounded to float16.
 

@@ -18,6 +18,19 @@ from erase_sd.operations.common import Run, load_erasure, open_model
 Dtype = Literal["float32", "float16"]
 
 
+# Read off the hosts' own code; docs/howto.md has the same table.
+LOADS: dict[tuple[str, LoraStyle], str] = {
+    ("sd", "peft"): "diffusers; A1111, Forge and ComfyUI want --style kohya",
+    ("sd", "kohya"): "A1111, Forge, ComfyUI, InvokeAI, sd-scripts, diffusers",
+    ("sdxl", "peft"): "diffusers; A1111, Forge and ComfyUI want --style kohya",
+    ("sdxl", "kohya"): "A1111, Forge, ComfyUI, InvokeAI, diffusers from 0.39 on; sd-scripts drops "
+    "the pooled path (label_emb)",
+    ("sd3", "peft"): "diffusers, ComfyUI",
+    ("flux", "peft"): "diffusers, ComfyUI",
+    ("pixart", "peft"): "ComfyUI; diffusers' PixArt pipelines have no load_lora_weights",
+}
+
+
 @dataclass(frozen=True)
 class Exported:
     """What `export` wrote.
@@ -27,20 +40,25 @@ class Exported:
         style: Its key names.
         rank: Its rank.
         size: Its bytes.
+        loads: Which hosts load it; "" if that is not known.
     """
 
     out: Path
     style: LoraStyle
     rank: int
     size: int
+    loads: str = ""
 
     def json(self) -> dict[str, Any]:
         """For programs."""
-        return {"out": str(self.out), "bytes": self.size, "rank": self.rank, "style": self.style}
+        about = {"bytes": self.size, "rank": self.rank, "style": self.style, "loads": self.loads}
+        return {"out": str(self.out), **about}
 
     def lines(self) -> list[str]:
         """For people."""
-        return [f"wrote {self.out}: {self.style} LoRA, rank {self.rank}, {self.size / 1000:.0f} kB"]
+        size = f"{self.size / 1000:.0f} kB"
+        lines = [f"wrote {self.out}: {self.style} LoRA, rank {self.rank}, {size}"]
+        return [*lines, f"loads in {self.loads}"] if self.loads else lines
 
 
 def export(
@@ -86,4 +104,5 @@ def export(
         force=run.force,
         allow_other_base=allow_other_base,
     )
-    return Exported(path, style, total.rank, path.stat().st_size)
+    loads = LOADS.get((total.architecture, style), "")
+    return Exported(path, style, total.rank, path.stat().st_size, loads)

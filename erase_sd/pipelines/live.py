@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.models.architectures import TOKENS, Site, identify
-from erase_sd.models.tensor_files import bit_sum
 from erase_sd.pipelines.hooks import FeatureHook, SiteHook
+from erase_sd.pipelines.sketch import differs, sketch
 from erase_sd.text.encoder import TextEncoder
 
 logger = logging.getLogger("erase_sd")
@@ -54,7 +54,7 @@ class LiveErasure:
         self._erasures: list[Erasure] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._originals: dict[str, Tensor] = {}
-        self._written: dict[str, int] = {}  # sums of bits: whether somebody else wrote since
+        self._written: dict[str, Tensor] = {}  # sketches: has somebody else written since?
         self._handles: list[Any] = []
         self._find()
 
@@ -224,7 +224,7 @@ class LiveErasure:
 
     @torch.no_grad()
     def _set_weights(self, new: Mapping[str, Tensor]) -> None:
-        changed = [n for n, s in self._written.items() if bit_sum(self._parameters[n].data) != s]
+        changed = [n for n, s in self._written.items() if differs(self._parameters[n], s)]
         if changed:
             raise ValueError(
                 f"{len(changed)} erased weights were written by somebody else since, as "
@@ -247,7 +247,7 @@ class LiveErasure:
                 self._parameters[name].data.copy_(value)
             self._originals = originals
             raise
-        self._written = {n: bit_sum(self._parameters[n].data) for n in new}
+        self._written = {n: sketch(self._parameters[n]) for n in new}
 
     def _set_hooks(self, total: Erasure | None) -> None:
         handles: list[Any] = []

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def test_the_example_is_wired_throughout():
 
 
 def known_to_the_host(path, *, tokenizer):
-    """The file with CLIP's own vocabulary, which the host takes for granted, and no decoder, which
-    it knows at its published widths only.
+    """The file with CLIP's own vocabulary and a third layer, which the host takes for granted, and
+    no decoder, which it knows at its published widths only.
     """
     tensors = load_file(path)
     for name in list(tensors):
@@ -119,6 +120,8 @@ def known_to_the_host(path, *, tokenizer):
             noise = torch.Generator().manual_seed(len(name))
             size = (WORDS, tensors[name].shape[1])
             tensors[name] = torch.randn(size, generator=noise).mul(0.02).half()
+        elif m := re.match(r"(.*(?:layers|resblocks)\.)1(\..*)", name):
+            tensors[f"{m[1]}2{m[2]}"] = tensors[name].flip(0).contiguous()
     save_file(tensors, path)
     return open_checkpoint(path, tokenizer=tokenizer)
 
@@ -140,8 +143,8 @@ def run(request, tmp_path_factory):
         adm = sizes["unet"]["projection_class_embeddings_input_dim"]
         unet |= {"transformer_depth": [0, 0, 1, 1, 2, 2], "adm_in_channels": adm}
     names = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-    ids = {"bos_token_id": WORDS - 2, "eos_token_id": WORDS - 1}
-    text = {n: sizes[c] | ids for n, c in names.items() if c in sizes}
+    own = {"bos_token_id": WORDS - 2, "eos_token_id": WORDS - 1, "num_hidden_layers": 3}
+    text = {n: sizes[c] | own for n, c in names.items() if c in sizes}
     (work / "about.json").write_text(json.dumps({"unet": unet, "text": text}))
     (work / "output").mkdir()
     command = [sys.executable, str(Path(__file__).parent / "comfyui_graph.py"), host, kind, work]

@@ -194,6 +194,8 @@ class TestExport:
             ("kohya", "lora_up.weight", "lora_down.weight"),
         ):
             result = export(robust, tmp_path / f"{style}.safetensors", style=style)
+            hosts = {"peft": "loads in diffusers; A1111", "kohya": "loads in A1111, Forge, ComfyUI"}
+            assert result.lines()[1].startswith(hosts[style])
             state = load_file(result.out)
             downs = {k: v for k, v in state.items() if k.endswith(down)}
             assert {v.shape[0] for v in downs.values()} == {result.rank} == {robust.rank}

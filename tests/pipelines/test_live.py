@@ -1,3 +1,6 @@
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -210,6 +213,47 @@ def test_fused_projections_are_refused(pipe, cat):
     pipe.fuse_qkv_projections(unet=True, vae=False)
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):
         apply_to_pipeline(pipe, cat)
+
+
+def test_a_compiled_denoiser_is_erased_and_restored(pipe, cat):
+    before = state(pipe)
+    plain = pipe.unet
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    apply_to_pipeline(pipe, cat)
+    changed = {n for n, p in plain.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == set(cat.base)
+    restore_pipeline(pipe)
+    assert all(torch.equal(p, before[n]) for n, p in plain.named_parameters())
+
+
+@pytest.mark.parametrize("runtime", [False, True])
+def test_an_erased_denoiser_can_be_copied_and_pickled(pipe, cat, runtime):
+    apply_to_pipeline(pipe, cat, runtime=runtime)
+    expected = draw(pipe)
+    stored = io.BytesIO()
+    torch.save(pipe.unet, stored)
+    stored.seek(0)
+    for copied in (copy.deepcopy(pipe.unet), torch.load(stored, weights_only=False)):
+        original, pipe.unet = pipe.unet, copied
+        assert np.array_equal(draw(pipe), expected)
+        restore_pipeline(copied)
+        assert not np.array_equal(draw(pipe), expected)  # it has hooks and originals of its own
+        pipe.unet = original
+        assert np.array_equal(draw(pipe), expected)
+
+
+def test_a_lora_fused_meanwhile_is_not_spoilt_by_restoring(pipe, cat, dog, tmp_path):
+    before = state(pipe)
+    path = save_lora(dog, LiveErasure.of(pipe).originals(), tmp_path / "dog.safetensors")
+    apply_to_pipeline(pipe, cat)
+    pipe.load_lora_weights(str(path))
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match="14 erased weights were written by somebody else"):
+        restore_pipeline(pipe)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    restore_pipeline(pipe)  # what unfusing left of rounding is no reason to refuse
+    assert same(state(pipe), before)
 
 
 def test_diffusers_loads_it_as_a_custom_pipeline(embedded, cat):
