@@ -229,7 +229,7 @@ class LiveErasure:
     def _set_hooks(self, total: Erasure | None) -> None:
         handles: list[Any] = []
         if total is not None:
-            if total.left or total.kinds != "kv":
+            if total.left or total.kinds != "kv" or self.architecture.denoiser != "unet":
                 for site in total.editable(self._parameters):
                     module = self.denoiser.get_submodule(site.module)
                     handles.append(module.register_forward_hook(SiteHook(total.edit_of(site))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,27 @@ class TextEncoder:
         towers: The encoders.
         width: Features of a token, `d`.
         widths: The same for every stream the encoders feed.
+        norm: Weight of the norm that the token states pass in the denoiser, if they pass one.
         source: Where it came from, for messages and provenance.
+
+    Raises:
+        ValueError: If the architecture has such a norm and its weight is not given.
     """
 
     def __init__(
-        self, architecture: Architecture, towers: Sequence[LoadedTower], *, source: str = ""
+        self,
+        architecture: Architecture,
+        towers: Sequence[LoadedTower],
+        *,
+        norm: Tensor | None = None,
+        source: str = "",
     ) -> None:
         self.architecture = architecture
         self.towers = list(towers)
+        self.norm = None if norm is None else norm.detach().float().cpu()
         self.source = source
+        if architecture.norm and norm is None:
+            raise ValueError(f"expected the weight of {architecture.norm.name}, got none")
         segments: dict[int, int] = {}
         for tower in self.towers:
             if tower.spec.segment is not None:
@@ -58,15 +71,19 @@ class TextEncoder:
         folder: str | Path,
         architecture: Architecture | None = None,
         *,
+        norm: Tensor | None = None,
         variant: str = "",
         device: str = "cpu",
     ) -> TextEncoder:
-        """Load only the tokenizers and text encoders of a diffusers folder, in float32.
+        """Load only the tokenizers and text encoders of a diffusers folder.
+
+        In float32; language models as they are stored.
 
         Args:
             folder: With `tokenizer/`, `text_encoder/` and, where the architecture has them, `…_2/`,
                 `…_3/`.
             architecture: Default: that of Stable Diffusion 1 and 2.
+            norm: Weight of the denoiser's norm of the token states, if the architecture has one.
             variant: Weights variant, such as "fp16".
             device: Where to run them.
 
@@ -90,7 +107,7 @@ class TextEncoder:
             quiet.setLevel(level)
         for tower in towers:
             tower.model.to(device)
-        return cls(architecture, towers, source=str(folder))
+        return cls(architecture, towers, norm=norm, source=str(folder))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, *, device: str = "cpu") -> TextEncoder:
@@ -107,7 +124,11 @@ class TextEncoder:
             )
         variant = checkpoint.variant if isinstance(checkpoint, DiffusersFolder) else ""
         return cls.from_folder(
-            checkpoint.path, checkpoint.architecture, variant=variant, device=device
+            checkpoint.path,
+            checkpoint.architecture,
+            norm=checkpoint.norm(),
+            variant=variant,
+            device=device,
         )
 
     @classmethod
@@ -123,7 +144,8 @@ class TextEncoder:
             )
             for t in architecture.towers
         ]
-        return cls(architecture, towers, source=getattr(pipe, "name_or_path", ""))
+        norm = architecture.norm and denoiser.get_parameter(architecture.norm.name)
+        return cls(architecture, towers, norm=norm, source=getattr(pipe, "name_or_path", ""))
 
     @property
     def tokenizer(self) -> Any:
@@ -133,7 +155,8 @@ class TextEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all weights' names, shapes and values (see `erase_sd.text.fingerprint`)."""
-        return fingerprint(tower.tensors for tower in self.towers)
+        norm = [] if self.norm is None else [[("norm", self.norm)]]
+        return fingerprint([*(tower.tensors for tower in self.towers), *norm])
 
     def encode(self, prompts: Sequence[str], *, length: int | None = None) -> PromptStates:
         """What the denoiser sees of some prompts; longer ones lose their end, as in the pipeline.
@@ -152,12 +175,19 @@ class TextEncoder:
             if vector is not None:
                 pooled.append(vector)
         segments = tuple(
-            Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
+            self._normed(replace(group[0], states=torch.cat([s.states for s in group], dim=2)))
             for _, group in sorted(parts.items())
         )
         return PromptStates(
             tuple(prompts), segments, torch.cat(pooled, dim=1) if pooled else None, cut
         )
+
+    def _normed(self, segment: Segment) -> Segment:
+        """As the matrix gets it that reads the text."""
+        norm = self.architecture.norm
+        if norm is None or self.norm is None:
+            return segment
+        return replace(segment, states=norm(segment.states, self.norm))
 
     def stream(
         self, prompts: Sequence[str], *, length: int | None = None, progress: str | None = None
@@ -169,7 +199,7 @@ class TextEncoder:
         # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its
         # weights.
         positions = max(
-            min(length or t.length, t.length) if t.spec.kind == "clip" else t.length
+            min(length or t.length, t.length) if t.spec.causal else t.length
             for t in self.towers
         )
         batch = max(1, min(64, _BATCH_ELEMENTS // (max(positions, 8) * self.width)))
