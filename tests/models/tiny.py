@@ -347,4 +347,5 @@ def flux2_dev():
 
 
 def flux2_klein():
-    return flux2(qwen3(32, 28), df.Flux2KleinPipeline, guidance_embeds=False)
+    # Wide enough that the empty prompt's 512 positions, all of which are read, do not fill it.
+    return flux2(qwen3(192, 28), df.Flux2KleinPipeline, guidance_embeds=False)
