@@ -73,6 +73,7 @@ class Tower:
         dropped: Tokens of the template that the denoiser is not given.
         window: The denoiser is given the line's first token and the `window − 1` from the last one
             of the template on; 0 for the whole line.
+        lowercase: Whether the pipeline takes a prompt in small letters.
     """
 
     suffix: str = ""
@@ -87,6 +88,7 @@ class Tower:
     template: str | Chat = "{}"
     dropped: int = 0
     window: int = 0
+    lowercase: bool = False
 
     @property
     def causal(self) -> bool:
@@ -215,7 +217,62 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         denoiser="transformer",
         class_name="PixArtTransformer2DModel",
         patterns={TOKENS: r"^caption_projection\.linear_1\.weight$"},
-        towers=(Tower(kind="t5", length=120, masked=True, padding="ignored"),),
+        towers=(Tower(kind="t5", length=120, masked=True, padding="ignored", lowercase=True),),
+    ),
+    Architecture(
+        name="chroma",
+        denoiser="transformer",
+        class_name="ChromaTransformer2DModel",
+        patterns={TOKENS: r"^context_embedder\.weight$"},
+        towers=(Tower(kind="t5", length=512, masked=True, padding="first"),),
+    ),
+    Architecture(
+        name="ltx",
+        denoiser="transformer",
+        class_name="LTXVideoTransformer3DModel",
+        patterns={TOKENS: r"^caption_projection\.linear_1\.weight$"},
+        towers=(Tower(kind="t5", length=128, padding="ignored"),),
+    ),
+    Architecture(
+        name="wan",  # with one transformer: 2.1, and 2.2 of 5 billion weights
+        denoiser="transformer",
+        class_name="WanTransformer3DModel",
+        patterns={TOKENS: r"^condition_embedder\.text_embedder\.linear_1\.weight$"},
+        towers=(Tower(kind="umt5", length=512, masked=True, padding="ignored"),),
+    ),
+    Architecture(
+        name="lumina2",  # the empty prompt of guidance is BOS alone, which begins every line
+        denoiser="transformer",
+        class_name="Lumina2Transformer2DModel",
+        patterns={TOKENS: r"^time_caption_embed\.caption_embedder\.1\.weight$"},
+        norm=Norm("time_caption_embed.caption_embedder.0.weight", 1e-5),
+        towers=(
+            Tower(
+                kind="llm",
+                layer=-2,
+                length=256,
+                masked=True,
+                padding="ignored",
+                template=templates.LUMINA2,
+            ),
+        ),
+    ),
+    Architecture(
+        name="sana",  # likewise
+        denoiser="transformer",
+        class_name="SanaTransformer2DModel",
+        patterns={TOKENS: r"^caption_projection\.linear_1\.weight$"},
+        towers=(
+            Tower(
+                kind="llm",
+                length=300,
+                masked=True,
+                padding="ignored",
+                template=templates.SANA,
+                window=300,
+                lowercase=True,
+            ),
+        ),
     ),
     Architecture(
         name="qwen-image",  # Edit models too: they read the same matrix, pictures beside the words

@@ -175,6 +175,10 @@ class DiffusersFolder(Checkpoint):
             if (path / "unet").is_dir() or not (path / "transformer").is_dir()
             else "transformer"
         )
+        if (path / f"{name}_2").is_dir():
+            raise ValueError(
+                f"{path} has two networks that read the text, {name}/ and {name}_2/; expected one"
+            )
         config = path / name / "config.json"
         settings = _json(config)
         architecture = identify(settings)

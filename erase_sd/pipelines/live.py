@@ -27,7 +27,12 @@ def denoiser_of(pipe: Any) -> Any:
     """The denoiser of a pipeline (or the denoiser itself).
 
     Without what `torch.compile` wraps around it.
+
+    Raises:
+        ValueError: If there are two: what is erased from one would be drawn by the other.
     """
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise ValueError("this pipeline has two networks that read the text; expected one")
     found = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
     return getattr(found, "_orig_mod", found)
 

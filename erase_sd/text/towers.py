@@ -150,6 +150,8 @@ class LoadedTower:
             length: Compute this many positions, more if the prompts need them. A causal encoder
                 gives them the states they have in a full line; T5 is computed in full.
         """
+        if self.spec.lowercase:
+            prompts = [p.lower().strip() for p in prompts]
         lines = self.writer.write(prompts, length=length) if self.writer else None
         lines = lines or self._lines(prompts, length if self.spec.causal else None)
         device = next(self.model.parameters()).device

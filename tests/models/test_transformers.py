@@ -4,12 +4,14 @@ What the real pipeline feeds the matrix that reads the text is caught on its way
 is asked how a prompt is put into words.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from diffusers import SanaPipeline
 
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.lora import save_lora
@@ -49,7 +51,15 @@ def masked(pipe: Any) -> int:
     return int(mask.sum()) if mask is not None else len(pipe.encode_prompt(PROMPT)[0][0])
 
 
+def reading(place: int, **options: Any) -> Callable[[Any], int]:
+    """Ones in the mask that `encode_prompt` gives at a place, without guidance."""
+    options = {"do_classifier_free_guidance": False} | options
+    return lambda pipe: int(pipe.encode_prompt(PROMPT, **options)[place].sum())
+
+
+INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 UNGUIDED = {"guidance_scale": 1.0}
+VIDEO = {**UNGUIDED, "num_frames": 1}
 CASES = {
     "sd3": Case(tiny.sd3, "sd3", options=UNGUIDED),
     "sd3.5": Case(tiny.sd35, "sd3", options=UNGUIDED),
@@ -58,7 +68,7 @@ CASES = {
     "pixart": Case(
         tiny.pixart,
         "pixart",
-        lambda pipe: int(pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[1].sum()),
+        reading(1),
         {**UNGUIDED, "use_resolution_binning": False},
         lora=(),
     ),
@@ -68,6 +78,21 @@ CASES = {
         "z-image",
         lambda pipe: len(pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0][0]),
         {"guidance_scale": 0.0},
+    ),
+    "chroma": Case(tiny.chroma, "chroma", reading(2), UNGUIDED),
+    "lumina2": Case(tiny.lumina2, "lumina2", reading(1), UNGUIDED),
+    "sana": Case(
+        tiny.sana,
+        "sana",
+        reading(1, complex_human_instruction=INSTRUCTION),
+        {**UNGUIDED, "use_resolution_binning": False},
+    ),
+    "ltx": Case(tiny.ltx, "ltx", reading(1), {**VIDEO, "height": 32, "width": 32}),
+    "wan": Case(
+        tiny.wan,
+        "wan",
+        lambda pipe: int(pipe.encode_prompt(PROMPT)[0].abs().amax(-1).gt(0).sum()),
+        VIDEO,
     ),
     "flux2-klein": Case(tiny.flux2_klein, "flux2-klein", options=UNGUIDED),
     "flux2": Case(tiny.flux2_dev, "flux2"),
@@ -85,12 +110,10 @@ class Model:
         pipe = pipe or self.pipe
         return pipe(
             prompt=prompt,
-            height=16,
-            width=16,
             num_inference_steps=2,
             output_type="latent",
             generator=torch.Generator().manual_seed(0),
-            **self.case.options,
+            **{"height": 16, "width": 16, **self.case.options},
         )[0]
 
     def caught(self, prompt=PROMPT):

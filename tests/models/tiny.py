@@ -106,6 +106,16 @@ def t5(width):
     return t5_tokenizer(), tf.T5EncoderModel(config).eval()
 
 
+def umt5(width):
+    config = tf.UMT5Config(vocab_size=120, d_model=width, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    return t5_tokenizer(), tf.UMT5EncoderModel(config).eval()
+
+
+def gemma2(width):
+    config = tf.Gemma2Config(**decoder(width, 3))
+    return gemma_tokenizer(), tf.Gemma2Model(config).eval()
+
+
 def decoder(width, layers, **more):
     return {
         "hidden_size": width,
@@ -349,3 +359,148 @@ def flux2_dev():
 def flux2_klein():
     # Wide enough that the empty prompt's 512 positions, all of which are read, do not fill it.
     return flux2(qwen3(192, 28), df.Flux2KleinPipeline, guidance_embeds=False)
+
+
+def chroma():
+    tokenizer, encoder = t5(96)
+    transformer = df.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        joint_attention_dim=96,
+        axes_dims_rope=(4, 4, 8),
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+        approximator_num_channels=16,
+        **ATTENTION,
+    )
+    return df.ChromaPipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def lumina2():
+    tokenizer, encoder = gemma2(32)
+    transformer = df.Lumina2Transformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=2,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(8, 4, 4),
+        cap_feat_dim=32,
+    )
+    return df.Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def sana():
+    tokenizer, encoder = gemma2(32)
+    transformer = df.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=32,
+        sample_size=32,
+        **ATTENTION,
+    )
+    coder = df.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=[1, 1],
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+    )
+    return df.SanaPipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=coder,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def ltx():
+    tokenizer, encoder = t5(96)
+    transformer = df.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        cross_attention_dim=32,
+        num_layers=1,
+        caption_channels=96,
+        **ATTENTION,
+    )
+    coder = df.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+        patch_size_t=1,
+    )
+    return df.LTXPipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=coder,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def wan():
+    tokenizer, encoder = umt5(96)
+    transformer = df.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        in_channels=16,
+        out_channels=16,
+        text_dim=96,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+        **ATTENTION,
+    )
+    coder = df.AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+    return df.WanPipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=coder,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
