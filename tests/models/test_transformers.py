@@ -85,7 +85,7 @@ CASES = {
         tiny.sana,
         "sana",
         reading(1, complex_human_instruction=INSTRUCTION),
-        {**UNGUIDED, "use_resolution_binning": False},
+        {**UNGUIDED, "use_resolution_binning": False, "height": 32, "width": 32},
     ),
     "ltx": Case(tiny.ltx, "ltx", reading(1), {**VIDEO, "height": 32, "width": 32}),
     "wan": Case(
