@@ -55,7 +55,8 @@ class Checkpoint(abc.ABC):
     Attributes:
         path: Folder or file.
         architecture: What it is.
-        where: For each tensor that reads text, by its diffusers name, the file and the name in it.
+        where: For each tensor that reads text or norms it, by its diffusers name, the file and the
+            name in it.
     """
 
     path: Path
@@ -69,6 +70,15 @@ class Checkpoint(abc.ABC):
     def weights(self, *, kinds: Kinds = "kv") -> dict[str, Tensor]:
         """Those tensors, by diffusers name, in the file's dtype."""
         return self._read([site.name for site in self.sites(kinds=kinds)])
+
+    def norm(self) -> Tensor | None:
+        """Weight of the norm that text features pass before they are read, if there is one."""
+        norm = self.architecture.norm
+        if norm is None:
+            return None
+        if norm.name not in self.where:
+            raise ValueError(f"{self.path} lacks the denoiser's {norm.name}")
+        return self._read([norm.name])[norm.name]
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:
         by_file: dict[Path, dict[str, str]] = {}
@@ -173,12 +183,17 @@ class DiffusersFolder(Checkpoint):
             if (path / "unet").is_dir() or not (path / "transformer").is_dir()
             else "transformer"
         )
+        if (path / f"{name}_2").is_dir():
+            raise ValueError(
+                f"{path} has two networks that read the text, {name}/ and {name}_2/; expected one"
+            )
         config = path / name / "config.json"
         settings = _json(config)
         architecture = identify(settings)
         files = _denoiser_files(config.parent, variant)
         names = {stored: file for file in files for stored in tensor_names(file)}
-        where = {n: (f, n) for n, f in names.items() if architecture.site(n)}
+        norm = architecture.norm.name if architecture.norm else ""
+        where = {n: (f, n) for n, f in names.items() if architecture.site(n) or n == norm}
         return cls(path, architecture, where, variant)
 
     @property

@@ -18,7 +18,10 @@ from erase_sd.models.architectures import POOLED, TOKENS, Stream
 
 @dataclass(frozen=True, eq=False)
 class FeatureHook:
-    """A forward pre-hook of a denoiser: it sees `T x` instead of each text feature `x`.
+    """A forward pre-hook of a U-Net: it sees `T x` instead of each text feature `x`.
+
+    All its cross-attentions read the same features; the few matrices of a transformer that do have
+    each a `SiteHook`.
 
     Attributes:
         edits: `T` of each text stream.
@@ -39,16 +42,9 @@ class FeatureHook:
                 kwargs["encoder_hidden_states"]
             )
         if POOLED in self.edits:
-            pooled = self.edits[POOLED]
-            added = dict(kwargs.get("added_cond_kwargs") or {})
-            if "text_embeds" in added:
-                kwargs["added_cond_kwargs"] = added | {
-                    "text_embeds": pooled.apply_to_features(added["text_embeds"])
-                }
-            else:
-                kwargs["pooled_projections"] = pooled.apply_to_features(
-                    kwargs["pooled_projections"]
-                )
+            added = kwargs["added_cond_kwargs"]
+            pooled = self.edits[POOLED].apply_to_features(added["text_embeds"])
+            kwargs["added_cond_kwargs"] = added | {"text_embeds": pooled}
         return args, kwargs
 
 

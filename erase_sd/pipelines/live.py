@@ -28,7 +28,12 @@ def denoiser_of(pipe: Any) -> Any:
     """The denoiser of a pipeline (or the denoiser itself).
 
     Without what `torch.compile` wraps around it.
+
+    Raises:
+        ValueError: If there are two: what is erased from one would be drawn by the other.
     """
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise ValueError("this pipeline has two networks that read the text; expected one")
     found = [getattr(pipe, name, None) for name in ("unet", "transformer")]
     denoiser = next((d for d in found if d is not None), pipe)  # a compiled one has no truth value
     return getattr(denoiser, "_orig_mod", denoiser)
@@ -252,7 +257,7 @@ class LiveErasure:
     def _set_hooks(self, total: Erasure | None) -> None:
         handles: list[Any] = []
         if total is not None:
-            if total.left or total.kinds != "kv":
+            if total.left or total.kinds != "kv" or self.architecture.denoiser != "unet":
                 for site in total.editable(self._parameters):
                     module = self.denoiser.get_submodule(site.module)
                     handles.append(module.register_forward_hook(SiteHook(total.edit_of(site))))

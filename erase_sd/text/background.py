@@ -94,11 +94,11 @@ class Background:
 def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
     """The encoder's most frequent whole words, three letters and more (ids go by frequency)."""
     vocab = sorted(encoder.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # CLIP marks the end of a word, T5 its beginning.
+    # CLIP marks the end of a word, T5 and language models its beginning.
     words = (
-        t.removesuffix("</w>").removeprefix("▁")
+        t.removesuffix("</w>").lstrip("▁Ġ")
         for t, _ in vocab
-        if t.endswith("</w>") or t.startswith("▁")
+        if t.endswith("</w>") or t.startswith(("▁", "Ġ"))
     )
     return list(dict.fromkeys(w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()))[
         :limit
@@ -128,8 +128,10 @@ def background(encoder: TextEncoder) -> Background:
     prompts = [
         TEMPLATES[(i + j) % len(TEMPLATES)].format(w) for j in range(2) for i, w in enumerate(words)
     ]
-    told = [FORMAT, RULE, str(LENGTH), str(encoder.layers), *prompts]
-    content = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    # One encoder is read in one way by this architecture and in another by that.
+    how = repr([tower.spec for tower in encoder.towers])
+    told = "\n".join([FORMAT, RULE, str(LENGTH), how, *prompts])
+    content = hashlib.sha256(told.encode()).hexdigest()
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
         try:

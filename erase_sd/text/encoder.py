@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,27 @@ class TextEncoder:
         towers: The encoders.
         width: Features of a token, `d`.
         widths: The same for every stream the encoders feed.
+        norm: Weight of the norm that the token states pass in the denoiser, if they pass one.
         source: Where it came from, for messages and provenance.
+
+    Raises:
+        ValueError: If the architecture has such a norm and its weight is not given.
     """
 
     def __init__(
-        self, architecture: Architecture, towers: Sequence[LoadedTower], *, source: str = ""
+        self,
+        architecture: Architecture,
+        towers: Sequence[LoadedTower],
+        *,
+        norm: Tensor | None = None,
+        source: str = "",
     ) -> None:
         self.architecture = architecture
         self.towers = list(towers)
+        self.norm = None if norm is None else norm.detach().float().cpu()
         self.source = source
+        if architecture.norm and norm is None:
+            raise ValueError(f"expected the weight of {architecture.norm.name}, got none")
         segments: dict[int, int] = {}
         for tower in self.towers:
             if tower.spec.segment is not None:
@@ -59,15 +72,19 @@ class TextEncoder:
         folder: str | Path,
         architecture: Architecture | None = None,
         *,
+        norm: Tensor | None = None,
         variant: str = "",
         device: str = "cpu",
     ) -> TextEncoder:
-        """Load only the tokenizers and text encoders of a diffusers folder, in float32.
+        """Load only the tokenizers and text encoders of a diffusers folder.
+
+        In float32; language models as they are stored.
 
         Args:
             folder: With `tokenizer/`, `text_encoder/` and, where the architecture has them, `…_2/`,
                 `…_3/`.
             architecture: Default: that of Stable Diffusion 1 and 2.
+            norm: Weight of the denoiser's norm of the token states, if the architecture has one.
             variant: Weights variant, such as "fp16".
             device: Where to run them.
 
@@ -91,7 +108,7 @@ class TextEncoder:
             quiet.setLevel(level)
         for tower in towers:
             tower.model.to(device)
-        return cls(architecture, towers, source=str(folder))
+        return cls(architecture, towers, norm=norm, source=str(folder))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, *, device: str = "cpu") -> TextEncoder:
@@ -108,7 +125,11 @@ class TextEncoder:
             )
         variant = checkpoint.variant if isinstance(checkpoint, DiffusersFolder) else ""
         return cls.from_folder(
-            checkpoint.path, checkpoint.architecture, variant=variant, device=device
+            checkpoint.path,
+            checkpoint.architecture,
+            norm=checkpoint.norm(),
+            variant=variant,
+            device=device,
         )
 
     @classmethod
@@ -125,7 +146,9 @@ class TextEncoder:
             )
             for t in architecture.towers
         ]
-        return cls(architecture, towers, source=getattr(pipe, "name_or_path", ""))
+        own = architecture.norm
+        norm = None if own is None else denoiser.get_parameter(own.name)
+        return cls(architecture, towers, norm=norm, source=getattr(pipe, "name_or_path", ""))
 
     @property
     def tokenizer(self) -> Any:
@@ -144,7 +167,8 @@ class TextEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all weights' names, shapes and values (see `erase_sd.text.fingerprint`)."""
-        return fingerprint(tower.tensors for tower in self.towers)
+        norm = [] if self.norm is None else [[("norm", self.norm)]]
+        return fingerprint([*(tower.tensors for tower in self.towers), *norm])
 
     def encode(self, prompts: Sequence[str], *, length: int | None = None) -> PromptStates:
         """What the denoiser sees of some prompts; longer ones lose their end, as in the pipeline.
@@ -162,7 +186,7 @@ class TextEncoder:
                 parts.setdefault(tower.spec.segment, []).append(states)
             if vector is not None:
                 pooled.append(vector)
-        segments = [_side_by_side(towers) for _, towers in sorted(parts.items())]
+        segments = [self._side_by_side(towers) for _, towers in sorted(parts.items())]
         own, *others = zip(*segments, strict=True)
         names = tuple(prompts)
         return PromptStates(
@@ -172,6 +196,20 @@ class TextEncoder:
             cut,
             others=tuple(PromptStates(names, layer) for layer in others),
         )
+
+    def _side_by_side(self, towers: Sequence[Sequence[Segment]]) -> list[Segment]:
+        """What the denoiser reads of towers whose features stand side by side, layer by layer."""
+        return [
+            self._normed(replace(group[0], states=torch.cat([s.states for s in group], dim=2)))
+            for group in zip(*towers, strict=True)
+        ]
+
+    def _normed(self, segment: Segment) -> Segment:
+        """As the matrix gets it that reads the text."""
+        norm = self.architecture.norm
+        if norm is None or self.norm is None:
+            return segment
+        return replace(segment, states=norm(segment.states, self.norm))
 
     def stream(
         self, prompts: Sequence[str], *, length: int | None = None, progress: str | None = None
@@ -183,8 +221,7 @@ class TextEncoder:
         # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its
         # weights.
         positions = max(
-            min(length or t.length, t.length) if t.spec.kind == "clip" else t.length
-            for t in self.towers
+            min(length or t.length, t.length) if t.spec.causal else t.length for t in self.towers
         )
         batch = max(1, min(64, _BATCH_ELEMENTS // (max(positions, 8) * self.width)))
         starts: Any = range(0, len(prompts), batch)
@@ -305,11 +342,3 @@ def _by_count(once: Sequence[str], index: Sequence[int]) -> dict[int, list[str]]
     for place, times in sorted(Counter(index).items()):
         groups.setdefault(times, []).append(once[place])
     return groups
-
-
-def _side_by_side(towers: Sequence[Sequence[Segment]]) -> list[Segment]:
-    """What the denoiser gets of towers whose features stand side by side, layer by layer."""
-    return [
-        Segment(torch.cat([s.states for s in group], dim=2), group[0].lengths, group[0].start)
-        for group in zip(*towers, strict=True)
-    ]

@@ -18,6 +18,7 @@ from erase_sd.models.ldm_names import TEXT_KEYS
 from erase_sd.models.openclip_names import from_openclip, is_spare
 from erase_sd.models.single_file import SingleFile
 from erase_sd.models.tensor_files import float_names, stream_tensors
+from erase_sd.text.towers import decoder_name
 
 Source = tuple[Path, str, Callable[[Tensor], Tensor]]  # file, name in it, what to take of it
 
@@ -25,7 +26,8 @@ Source = tuple[Path, str, Callable[[Tensor], Tensor]]  # file, name in it, what 
 def fingerprint(towers: Iterable[Iterable[tuple[str, Tensor]]]) -> str:
     """SHA-256 over the weights' names, shapes and values rounded to float16 (as `tensor_hash`).
 
-    So a float32 encoder and its float16 variant have one fingerprint.
+    So a float32 encoder and its float16 variant have one fingerprint. What the denoiser's own norm
+    makes of the features belongs to it.
 
     Args:
         towers: For each encoder its float tensors sorted by name, without `text_model.`.
@@ -45,7 +47,9 @@ def fingerprint_of(checkpoint: Checkpoint) -> str:
     Raises:
         ValueError: If a file is missing or damaged.
     """
-    return fingerprint(_read(sources) for sources in _sources(checkpoint))
+    norm = checkpoint.norm()
+    towers: list[Iterable[tuple[str, Tensor]]] = [_read(s) for s in _sources(checkpoint)]
+    return fingerprint(towers if norm is None else [*towers, [("norm", norm.float())]])
 
 
 def _read(sources: dict[str, Source]) -> Iterator[tuple[str, Tensor]]:
@@ -67,7 +71,9 @@ def _sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
             found: dict[str, Source] = {}
             for file in _files(checkpoint.path / f"text_encoder{spec.suffix}", checkpoint.variant):
                 found |= _named(file, float_names(file), spec)
-            if spec.kind == "t5" and "shared.weight" in found:  # one table under two names
+            if (
+                spec.kind in ("t5", "umt5") and "shared.weight" in found
+            ):  # one table under two names
                 found.setdefault("encoder.embed_tokens.weight", found["shared.weight"])
             yield found
     else:
@@ -81,6 +87,10 @@ def _named(
     found: dict[str, Source] = {}
     for name in names:
         if openclip and spec.layer == -1 and is_spare(name):
+            continue
+        if spec.kind == "llm":
+            if inside := decoder_name(name):
+                found[inside] = (path, name, _whole)
             continue
         for new, take in from_openclip(name) if openclip else [(name, _whole)]:
             new = new.removeprefix("text_model.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch import Tensor
 from erase_sd.models.architectures import POOLED, TOKENS, Stream
 
 TOKEN_RULES: dict[str, str] = {
-    "all-but-bos": "every position but the first: words, EOS and padding (of T5: words and EOS)",
+    "all-but-bos": "all that a prompt is written to: words, EOS and, of CLIP, padding; not BOS",
     "balanced": "the same; words and EOS together count as much as all the padding behind them",
-    "padding": "the padding behind the EOS",
+    "padding": "what a prompt is written to behind its EOS",
     "words": "the prompt's own tokens",
     "words+eos": "the prompt's own tokens and the EOS that closes them",
     "last-subject": "the prompt's last own token",
     "eos": "the EOS that closes the prompt",
-    "all": "all positions, the constant BOS included",
+    "all": "all positions that are read, the constant BOS included",
 }
 
 
@@ -31,41 +31,53 @@ class Segment:
 
     Attributes:
         states: `(n, L, d)` float32 token states.
-        lengths: `(n,)` own tokens of each prompt; EOS follows them.
-        start: Position of the first own token: 1 behind a BOS, 0 without one.
+        first: `(n,)` position of each prompt's first own token.
+        lengths: `(n,)` own tokens of each prompt.
+        end: `(n,)` position of the token that closes it: EOS, or what a template has there; its
+            last own token if nothing closes it.
+        written: `(n, L)` bool: positions that a prompt is written to.
+        read: `(n, L)` bool: positions that the denoiser reads, what is the same in all lines
+            included.
     """
 
     states: Tensor
+    first: Tensor
     lengths: Tensor
-    start: int = 1
+    end: Tensor
+    written: Tensor
+    read: Tensor
 
     def mask(self, rule: str) -> Tensor:
         """`(n, L)` bool: which positions a token rule picks."""
         if rule not in TOKEN_RULES:
             raise ValueError(f"expected a token rule of {', '.join(TOKEN_RULES)}; got {rule!r}")
         position = torch.arange(self.states.shape[1])[None]
-        end = self.lengths[:, None] + self.start  # where EOS stands
+        first, end = self.first[:, None], self.end[:, None]
+        behind = first + self.lengths[:, None]
         if rule == "all":
-            return (position >= 0).expand(len(end), -1)
-        rule = "all-but-bos" if rule in GROUPS else rule
+            return self.read
+        if rule == "all-but-bos" or rule in GROUPS:
+            return self.written
         if rule == "padding":
-            return (position > end) & bool(self.start)
-        if rule == "all-but-bos" and self.start:
-            return (position >= 1).expand(len(end), -1)
+            return self.written & (position > end)
         if rule == "words":
-            return (position >= self.start) & (position < end)
-        if rule in ("words+eos", "all-but-bos"):  # T5 writes no prompt into its padding
-            return (position >= self.start) & (position <= end)
+            return (position >= first) & (position < behind)
+        if rule == "words+eos":
+            return (position >= first) & (position <= end)
         if rule == "eos":
             return position == end
         # An empty prompt has no subject; its EOS is the nearest thing (the rule `mask.sum() - 2` of
         # other code gives BOS, which every prompt shares).
-        return position == (end - 1).clamp(min=self.start)
+        return position == torch.where(behind > first, behind - 1, end)
 
     @property
     def closing(self) -> Tensor:
         """`(n, d)` the EOS states: what the encoder makes of the whole prompt."""
-        return self.states[torch.arange(len(self.lengths)), self.lengths + self.start]
+        return self.states[torch.arange(len(self.end)), self.end]
+
+    def at(self, which: slice) -> Segment:
+        """The same of some of the prompts."""
+        return Segment(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +138,7 @@ class PromptStates:
     def one(self, index: int) -> PromptStates:
         """The same of one prompt."""
         at = slice(index, index + 1)
-        segments = tuple(Segment(s.states[at], s.lengths[at], s.start) for s in self.segments)
+        segments = tuple(s.at(at) for s in self.segments)
         pooled = None if self.pooled is None else self.pooled[at]
         others = tuple(other.one(index) for other in self.others)
         return PromptStates(self.prompts[at], segments, pooled, others=others)
