@@ -137,7 +137,7 @@ def _run_parser() -> argparse.ArgumentParser:
         action="append",
         type=Path,
         default=[],
-        help="another checkpoint folder; repeatable",
+        help="another checkpoint folder, or a folder that holds one for each group; repeatable",
     )
     p.add_argument(
         "--device",

@@ -108,7 +108,8 @@ def draw(
     live: LiveErasure | None = None
     label = f"images of {protocol.name}"
     for variant, number, rows in tqdm(todo, desc=label, unit="batch", disable=share.process > 0):
-        pipe, group = pipeline(variant.model), rows[0].group
+        group = rows[0].group
+        pipe = pipeline(variant.model_of(group))
         if live is None or applied != (variant.name, group):
             if live is not None:
                 live.take()
@@ -155,9 +156,10 @@ def _attacked_batch(
     with live.paused():
         pictures = own_pictures(original, first.want) if learns else []
     carried = combine(live.erasures) if live.erasures else variant.baked
-    if first.attack == "revival" and carried is None and variant.model:
+    model = variant.model_of(first.group)
+    if first.attack == "revival" and carried is None and model:
         told = "the revival attack has nothing to invert"
-        raise ValueError(f"{variant.model} carries no erasure file: {told}")
+        raise ValueError(f"{model} carries no erasure file: {told}")
     edit = carried.edit if carried is not None else None
     target = Target(pipe, first.want, first.prompt, pictures, edit, original)
     with attacked(first.attack, target) as found:
