@@ -15,8 +15,8 @@ from erase_sd.cli.common import (
 )
 from erase_sd.training import METHODS, TRAINERS
 
-EXAMPLES = """  erase-concept train --method esd-x --forget cat --option lr=1e-3 --option steps=50 --out x
-  erase-concept train --method leco --model ./sd14 --forget "van gogh" --device cuda --out no-gogh
+EXAMPLES = """  erase-concept train --method esd-x --forget cat --option lr=1e-3 --out x
+  erase-concept train --method leco --model ./sd14 --forget "van gogh" --device cuda --out x
   erase-concept train --method salun --model ./sd14 --forget church --retain "gas pump" \\
     --device cuda --bf16 --out no-church
   erase-concept train --method fmn --model ./sd14 --forget "jane roe" --pictures ./jane --out x

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from erase_sd.eval.detectors import DetectorSpec
+from erase_sd.eval.features import known_as, with_weights
 from erase_sd.eval.rows import Row, own_forget, read_rows
 
 HERE = Path(__file__).parent / "protocols"
@@ -94,7 +95,7 @@ class Protocol:
             "rows": [asdict(r) for r in self.rows],
             "generation": asdict(self.generation),
             "detector": self.about_detector,
-            "features": self.features,
+            "features": known_as(self.features),
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -118,7 +119,7 @@ class Protocol:
             "prompts_sha256": hashlib.sha256(rows.encode()).hexdigest(),
             "generation": asdict(self.generation),
             "detector": self.about_detector,
-            "features": self.features,
+            "features": known_as(self.features),
         }
 
     def limited(self, count: int) -> Protocol:
@@ -146,7 +147,11 @@ def available() -> dict[str, str]:
 
 
 def load_protocol(
-    name: str, *, data: Path | None = None, overrides: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    data: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    inception: str | None = None,
 ) -> Protocol:
     """Read a protocol of the package, or a YAML file by path.
 
@@ -154,6 +159,7 @@ def load_protocol(
         name: Name or path.
         data: Local csv for protocols whose prompts are not in the package.
         overrides: Entries of `generation` to change; the hash changes with them.
+        inception: Where Inception's weights are, for protocols that take distances in it.
 
     Raises:
         ValueError: With what is wrong or missing, and what was expected.
@@ -191,7 +197,7 @@ def load_protocol(
         generation=generation,
         detector=DetectorSpec(detector.pop("name"), detector),
         metrics=metrics,
-        features=str(raw.get("features", "inception-2048")),
+        features=with_weights(str(raw.get("features", "inception-2048")), inception),
     )
 
 

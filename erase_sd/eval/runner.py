@@ -20,9 +20,9 @@ from tqdm import tqdm
 from erase_sd.artifact.erasure import combine
 from erase_sd.eval.attacks import LEARNING, attacked, parse
 from erase_sd.eval.attacks.target import Target, own_pictures
-from erase_sd.eval.detectors import Labels, open_images
+from erase_sd.eval.detectors import Labels
+from erase_sd.eval.distances import DISTANCES, distances_of, pictures_in
 from erase_sd.eval.features import extract, lpips, scoring_clip
-from erase_sd.eval.metrics import cmmd, frechet_distance, kernel_distance, pixel_change
 from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.rows import Row
 from erase_sd.eval.run_folder import (
@@ -36,11 +36,8 @@ from erase_sd.eval.run_folder import (
     store,
     write_json,
 )
-from erase_sd.eval.scores import accuracy, by_role, clip_score, counts, short, success
+from erase_sd.eval.scores import accuracy, clip_score, counts, short, success
 from erase_sd.pipelines.live import LiveErasure
-
-DISTANCES = {"frechet": frechet_distance, "kid": kernel_distance, "cmmd": cmmd}
-CHANGES = {"drift": pixel_change, "lpips": lpips}
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ def evaluate(
     pipeline: Callable[[str], Any],
     out: Path,
     share: Share | None = None,
+    *,
+    real: Path | None = None,
 ) -> dict[str, Any] | None:
     """Draw what is not there yet, judge and measure it.
 
@@ -73,6 +72,7 @@ def evaluate(
         pipeline: Loads the pipeline of a variant's `model`, once.
         out: The run's folder; resumed if it is one.
         share: This process's part; default: all of it.
+        real: Folder of real pictures that distances are also taken to; its sub-folders are classes.
 
     Returns:
         The contents of `results.json`, in the first process; None in others.
@@ -82,12 +82,12 @@ def evaluate(
     """
     share = share or Share()
     if share.process == 0:
-        prepare(protocol)
+        prepare(protocol, real)
         claim(protocol, variants, out)
     share.wait()
     draw(protocol, variants, pipeline, out, share)
     share.wait()
-    return measure(protocol, variants, out) if share.process == 0 else None
+    return measure(protocol, variants, out, real) if share.process == 0 else None
 
 
 def draw(
@@ -171,7 +171,7 @@ def _attacked_batch(
         return _batch(pipe, protocol, rows, **many)
 
 
-def prepare(protocol: Protocol) -> None:
+def prepare(protocol: Protocol, real: Path | None = None) -> None:
     """Load everything that will measure, so that what is missing is told before an image is drawn.
 
     Raises:
@@ -183,6 +183,8 @@ def prepare(protocol: Protocol) -> None:
     if unknown:
         told = "which the protocol asks for"
         raise ValueError(f"the detector {detector.name} knows no {unknown[0]!r}, {told}")
+    if real is not None:
+        pictures_in(real)
     if DISTANCES.keys() & set(protocol.metrics):
         extract(protocol.features, [Image.new("RGB", (64, 64))] * 2)
     if "clip-score" in protocol.metrics:
@@ -191,7 +193,9 @@ def prepare(protocol: Protocol) -> None:
         lpips(np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 64, 64, 3), np.float32))
 
 
-def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[str, Any]:
+def measure(
+    protocol: Protocol, variants: Sequence[Variant], out: Path, real: Path | None = None
+) -> dict[str, Any]:
     """All metrics of all variants from what is on disk; written as `results.json`."""
     entries = {v.name: manifest(protocol, v, out) for v in variants}
     seen = {v.name: labels(protocol, v, entries[v.name], out) for v in variants}
@@ -207,7 +211,7 @@ def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[
         for name in numbers:
             numbers[name]["clip score"] = clip_score(embed, paths[name], prompts)
     if ORIGINAL in paths:
-        for name, found in _against_original(protocol, paths).items():
+        for name, found in distances_of(protocol, paths, real).items():
             numbers[name] |= found
     result = {
         "protocol": protocol.describe(), "metrics": list(protocol.metrics), "variants": numbers
@@ -238,34 +242,3 @@ def _from_algebra(protocol: Protocol, variant: Variant) -> dict[str, Any]:
         if erasure is not None
     }
     return {"certificates": told} if told else {}
-
-
-def _against_original(
-    protocol: Protocol, paths: dict[str, list[Path]]
-) -> dict[str, dict[str, Any]]:
-    """Distances of every variant's pictures to the original's, which are loaded once."""
-    changes = {n: f for n, f in CHANGES.items() if n in protocol.metrics}
-    distances = {n: f for n, f in DISTANCES.items() if n in protocol.metrics}
-    if not changes and not distances:
-        return {}
-    stays = np.array([r.role != "forget" for r in protocol.rows])
-    keep = stays if stays.any() else np.ones(len(stays), bool)
-
-    def look(name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        images = open_images(paths[name])
-        pixels = np.stack([np.asarray(i, np.float32) / 255 for i in images])
-        return pixels, extract(protocol.features, images)[keep] if distances else None
-
-    base_pixels, base_features = look(ORIGINAL)
-    numbers: dict[str, dict[str, Any]] = {}
-    for name in paths:
-        pixels, features = look(name)
-        found: dict[str, Any] = {
-            n: by_role(change(pixels, base_pixels), protocol.rows) for n, change in changes.items()
-        }
-        if base_features is not None and features is not None:
-            for n, distance in distances.items():
-                value = round(distance(base_features, features), 6)
-                found[f"{n} to the original"] = {"value": value, "images": int(keep.sum())}
-        numbers[name] = found
-    return numbers
