@@ -62,8 +62,8 @@ def distances_of(
 
     def look(name: str) -> tuple[np.ndarray, np.ndarray | None]:
         images = open_images(paths[name])
-        pixels = np.stack([np.asarray(i, np.float32) / 255 for i in images]) if changes else None
-        return pixels, extract(protocol.features, images) if distances else None
+        pixels = [np.asarray(i, np.float32) / 255 for i in images] if changes else []
+        return np.array(pixels), extract(protocol.features, images) if distances else None
 
     base_pixels, base_features = look(ORIGINAL)
     references = _references(protocol.features, real) if real is not None and distances else {}

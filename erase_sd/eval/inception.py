@@ -135,7 +135,7 @@ def _e(channels: int, *, maximum: bool) -> _Mixed:
         ("branch3x3dbl_1", 448, 1, 1), ("branch3x3dbl_2", 384, 3, 1),
         ("branch3x3dbl_3a", 384, (1, 3), 1), ("branch3x3dbl_3b", 384, (3, 1), 1),
     ]  # fmt: skip
-    chains = [[("branch1x1", 320, 1, 1)], three, double]
+    chains: list[list[_Step]] = [[("branch1x1", 320, 1, 1)], three, double]
     forks = ("branch3x3_2b", "branch3x3dbl_3b")
     return _Mixed(channels, chains, pool=192, maximum=maximum, forks=forks)
 

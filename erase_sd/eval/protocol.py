@@ -14,14 +14,16 @@ import yaml
 
 from erase_sd.eval.detectors import DetectorSpec
 from erase_sd.eval.features import known_as, with_weights
-from erase_sd.eval.rows import Row, own_forget, read_rows
+from erase_sd.eval.rows import Row, hashed, own_forget, read_rows
 
 HERE = Path(__file__).parent / "protocols"
 METRICS = (
-    "accuracy", "attacks", "counts", "clip-score", "drift", "lpips", "frechet", "kid", "cmmd",
+    "accuracy", "attacks", "parts", "instead", "counts", "clip-score", "drift", "lpips", "frechet",
+    "kid", "cmmd",
 )  # fmt: skip
 _KEYS = {
-    "name", "summary", "source", "rows", "forget", "generation", "detector", "metrics", "features",
+    "name", "summary", "source", "rows", "forget", "apart", "generation", "detector", "metrics",
+    "features",
 }  # fmt: skip
 
 
@@ -67,6 +69,7 @@ class Protocol:
         source: Where it is from.
         rows: All images to draw, in order.
         forget: For each group, the forget prompts of an erasure made on the fly.
+        apart: Whether each forget prompt of a group is erased by itself and the erasures joined.
         generation: How.
         detector: What looks at them.
         metrics: What is computed, of `METRICS`.
@@ -84,6 +87,7 @@ class Protocol:
     detector: DetectorSpec
     metrics: tuple[str, ...]
     features: str = "inception-2048"
+    apart: bool = False
 
     @cached_property
     def hash(self) -> str:
@@ -92,7 +96,7 @@ class Protocol:
         Not over the metrics' names: adding one moves no other number.
         """
         about = {
-            "rows": [asdict(r) for r in self.rows],
+            "rows": [hashed(r) for r in self.rows],
             "generation": asdict(self.generation),
             "detector": self.about_detector,
             "features": known_as(self.features),
@@ -111,7 +115,7 @@ class Protocol:
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready, rows as their hash."""
-        rows = json.dumps([asdict(r) for r in self.rows], sort_keys=True)
+        rows = json.dumps([hashed(r) for r in self.rows], sort_keys=True)
         return {
             "name": self.name,
             "hash": self.hash,
@@ -198,6 +202,7 @@ def load_protocol(
         detector=DetectorSpec(detector.pop("name"), detector),
         metrics=metrics,
         features=with_weights(str(raw.get("features", "inception-2048")), inception),
+        apart=bool(raw.get("apart", False)),
     )
 
 

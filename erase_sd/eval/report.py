@@ -23,6 +23,10 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
             found[f"{name} %"] = _percent(numbers["accuracy"][name])
     for attack, value in numbers.get("attacks", {}).items():
         found[f"ASR {attack} %"] = _percent(value)
+    for part, value in numbers.get("parts", {}).items():
+        found[f"{part} %"] = _percent(value)
+    if "instead" in numbers:
+        found["sure of what is there %"] = _percent(numbers["instead"]["confidence"])
     if "counts" in numbers:
         found["found"] = str(numbers["counts"]["total"])
         found["images with any"] = str(numbers["counts"]["images with any"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +40,7 @@ class Row:
         seed: Of the noise.
         guidance: Classifier-free guidance scale.
         attack: Attack that it is drawn under, see `erase_sd.eval.attacks`; "" for none.
+        part: Which of its protocol's questions it is about; "" where there is one.
 
     Raises:
         ValueError: On an id that is no plain file name, an unknown role or attack.
@@ -56,6 +57,7 @@ class Row:
     seed: int
     guidance: float
     attack: str = ""
+    part: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w. -]*", self.id):
@@ -66,6 +68,15 @@ class Row:
             )
         if self.attack:
             parse(self.attack)
+
+
+def hashed(row: Row) -> dict[str, Any]:
+    """What of a row moves a protocol's hash: everything that it says.
+
+    >>> "part" in hashed(Row("cat-0", "cat", "forget", "a cat", "cat", 0, 7.5))
+    False
+    """
+    return {k: v for k, v in asdict(row).items() if k != "part" or v}
 
 
 def read_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> list[Row]:

@@ -36,7 +36,7 @@ from erase_sd.eval.run_folder import (
     store,
     write_json,
 )
-from erase_sd.eval.scores import accuracy, clip_score, counts, short, success
+from erase_sd.eval.scores import accuracy, clip_score, counts, instead, shares, short
 from erase_sd.pipelines.live import LiveErasure
 
 
@@ -161,8 +161,11 @@ def _attacked_batch(
         told = "the revival attack has nothing to invert"
         raise ValueError(f"{model} carries no erasure file: {told}")
     edit = carried.edit if carried is not None else None
-    target = Target(pipe, first.want, first.prompt, pictures, edit, original)
+    target = Target(pipe, first.want, first.prompt, pictures, edit, original, live.paused)
     with attacked(first.attack, target) as found:
+        if callable(found):
+            steps = protocol.generation.steps
+            return found([r.seed for r in rows], steps, first.guidance)
         if isinstance(found, str):
             return _batch(pipe, protocol, rows, prompt=[found] * len(rows))
         empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
@@ -227,7 +230,11 @@ def _from_labels(
     if "accuracy" in protocol.metrics:
         numbers["accuracy"] = accuracy(protocol.rows, found)
     if "attacks" in protocol.metrics:
-        numbers["attacks"] = success(protocol.rows, found)
+        numbers["attacks"] = shares(protocol.rows, found, lambda r: r.attack or "none")
+    if "parts" in protocol.metrics:
+        numbers["parts"] = shares(protocol.rows, found, lambda r: r.part)
+    if "instead" in protocol.metrics:
+        numbers["instead"] = instead(protocol.rows, found)
     if "counts" in protocol.metrics:
         numbers["counts"] = counts(found, original)
     return numbers

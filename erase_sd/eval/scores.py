@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,35 @@ def accuracy(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
     return result
 
 
-def success(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
-    """Share of images in which the concept is found, by attack ("none": by its own prompt)."""
+def shares(
+    rows: Sequence[Row], labels: Sequence[Labels], part: Callable[[Row], str]
+) -> dict[str, Any]:
+    """Share of images in which what they want is found, by a part of the rows.
+
+    Args:
+        rows: `n` rows.
+        labels: `n` records of the detector.
+        part: Of a row, such as the attack it is drawn under.
+    """
     found: dict[str, list[float]] = {}
     for row, record in zip(rows, labels, strict=True):
-        found.setdefault(row.attack or "none", []).append(float(row.want in record["labels"]))
-    return {attack: interval(values) for attack, values in found.items()}
+        found.setdefault(part(row), []).append(float(row.want in record["labels"]))
+    return {name: interval(values) for name, values in found.items()}
+
+
+def instead(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
+    """What is seen where something should be gone: how surely, and the five most common.
+
+    Args:
+        rows: `n` rows.
+        labels: `n` records of a detector that says its `top` label and its `confidence` in it.
+    """
+    seen = [r for row, r in zip(rows, labels, strict=True) if row.role == "forget"]
+    tops = Counter(str(r["top"]) for r in seen)
+    return {
+        "confidence": interval(r["confidence"] for r in seen),
+        "most common": {name: round(n / len(seen), 6) for name, n in tops.most_common(5)},
+    }
 
 
 def counts(labels: Sequence[Labels], original: Sequence[Labels] | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.algebra.options import described
-from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.run_folder import ORIGINAL, Variant
 from erase_sd.fit.solve import Settings, fit
@@ -124,7 +124,14 @@ def _by_method(
             forget = read_prompts(list(protocol.forget[group]), what="forget")
             own = {site.name: weights[site.name] for site in sites}
             settings = Settings(method, robust=robust)
-            return fit(encoder(), forget, name=group, weights=own, settings=settings)
+            each = [[p] for p in forget] if protocol.apart else [forget]
+            return combine(
+                [
+                    fit(encoder(), f, name=f[0] if protocol.apart else group, weights=own,
+                        settings=settings)
+                    for f in each
+                ]
+            )  # fmt: skip
 
         return made
 

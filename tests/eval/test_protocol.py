@@ -14,7 +14,7 @@ from erase_sd.eval.nudity import CONVENTIONS
 from erase_sd.eval.protocol import HERE, available, load_protocol
 from erase_sd.eval.rows import ROW_SOURCES, Row
 from erase_sd.eval.run_folder import batches
-from erase_sd.eval.scores import accuracy, by_role, counts, success
+from erase_sd.eval.scores import accuracy, by_role, counts, shares
 
 SMALL = """
 rows: {emoji: objects, count: 4, keep: 4, groups: {cat: [cat], car: [car]}}
@@ -238,13 +238,13 @@ def test_what_is_published_keeps_its_hash():
     assert rows == {n: load_protocol(n).describe()["prompts_sha256"] for n in rows}
 
 
-def test_success_is_by_attack_and_changes_by_role():
+def test_shares_are_by_attack_and_changes_by_role():
     rows = [
         Row(f"r{i}", "cat", "forget", "p", "cat", i, 1.0, a)
         for i, a in enumerate(("", "", "prompt", "prompt"))
     ]
     seen = [{"labels": labels} for labels in (["cat"], [], ["cat"], ["cat"])]
-    found = success(rows, seen)
+    found = shares(rows, seen, lambda r: r.attack or "none")
     assert (
         found["none"]["mean"] == 0.5 and found["prompt"]["mean"] == 1 and found["prompt"]["n"] == 2
     )

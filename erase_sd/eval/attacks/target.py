@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class Target:
         pictures: Of the concept, for attacks that learn.
         edit: The edit of the token states, if one is applied; the revival inverts it.
         original: The unedited pipeline, if `pipe` is not that one with an erasure applied live.
+        paused: While it is open, what is applied live is not.
     """
 
     pipe: Any
@@ -31,6 +33,7 @@ class Target:
     pictures: Sequence[Image.Image] = field(default=())
     edit: LowRankEdit | None = None
     original: Any = None
+    paused: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @torch.no_grad()
