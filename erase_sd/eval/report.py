@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from erase_sd.eval.label_chart import label_chart
+
 _SHOWN = 200  # rows of the drill-down; the manifest has all
 
 
@@ -32,6 +34,8 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
         found["images with any"] = str(numbers["counts"]["images with any"])
         if numbers["counts"].get("decrease") is not None:
             found["decrease %"] = f"{100 * numbers['counts']['decrease']:.1f}"
+        if numbers["counts"].get("decrease of images") is not None:
+            found["of images %"] = f"{100 * numbers['counts']['decrease of images']:.1f}"
     if "clip score" in numbers:
         found["CLIP score"] = f"{numbers['clip score']['mean']:.2f}"
     if "retain" in numbers.get("drift", {}):
@@ -122,6 +126,7 @@ def page(result: dict[str, Any], run: Path) -> str:
         "not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
         _html_table(result),
         _plot(result),
+        label_chart(result["variants"]),
         "<h2>By concept</h2>",
         _groups(result),
         "<h2>Certificates</h2>",

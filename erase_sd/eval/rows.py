@@ -21,6 +21,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 ROW_SOURCES: dict[str, str] = {
     "csv": "erase_sd.eval.rows:csv_rows",
     "concepts": "erase_sd.eval.rows:concept_rows",
+    "prompts": "erase_sd.eval.rows:prompt_rows",
     "emoji": "erase_sd.emoji.rows:rows",
 }
 
@@ -202,3 +203,19 @@ def concept_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) ->
             name, prompt = f"{g:03d}-r{i:05d}", phrase(other, i)
             rows.append(Row(name, concept, "retain", prompt, other, seed, guidance))
     return rows
+
+
+def prompt_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> list[Row]:
+    """Each of some written prompts at some seeds.
+
+    >>> [r.seed for r in prompt_rows({"prompts": ["a cat"], "count": 2}, 7.5, None)]
+    [0, 1]
+    """
+    group, role = str(spec.get("group", "all")), str(spec.get("role", "forget"))
+    first, count = int(spec.get("seed", 0)), int(spec.get("count", 1))
+    return [
+        Row(f"p{n:03d}-{i:03d}", group, role, str(prompt), str(spec.get("want", "")), first + i,
+            guidance)
+        for n, prompt in enumerate(spec["prompts"], 1)
+        for i in range(count)
+    ]  # fmt: skip

@@ -101,21 +101,37 @@ def instead(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
 
 
 def counts(labels: Sequence[Labels], original: Sequence[Labels] | None) -> dict[str, Any]:
-    """How often each label was found, in all and against the original."""
-    total: dict[str, int] = {}
-    for record in labels:
-        for label in record["labels"]:
-            total[label] = total.get(label, 0) + 1
+    """How often each label was found, in all and against the original.
+
+    "decrease" is the share of detections that are gone, "decrease of images" that of images with
+    any, "decrease by label" that of each label; None where the original has none.
+
+    Args:
+        labels: `n` records of the detector.
+        original: The original's, of the same rows.
+    """
+    total = _tally(labels)
     result: dict[str, Any] = {
         "total": sum(total.values()),
-        "labels": dict(sorted(total.items())),
+        "labels": total,
         "images with any": sum(bool(r["labels"]) for r in labels),
         "per image": interval(float(len(r["labels"])) for r in labels),
     }
     if original is not None:
-        before = sum(len(r["labels"]) for r in original)
-        result["decrease"] = round(1 - result["total"] / before, 6) if before else None
+        before = _tally(original)
+        images = sum(bool(r["labels"]) for r in original)
+        result["decrease"] = _less(sum(before.values()), result["total"])
+        result["decrease of images"] = _less(images, result["images with any"])
+        result["decrease by label"] = {n: _less(k, total.get(n, 0)) for n, k in before.items()}
     return result
+
+
+def _tally(labels: Sequence[Labels]) -> dict[str, int]:
+    return dict(sorted(Counter(str(n) for r in labels for n in r["labels"]).items()))
+
+
+def _less(before: int, after: int) -> float | None:
+    return round(1 - after / before, 6) if before else None
 
 
 def clip_score(embed: Embedder, paths: Sequence[Path], prompts: Sequence[str]) -> dict[str, float]:

@@ -28,6 +28,7 @@ class TestDetectors:
         "name,want",
         [
             ("mace", ["FEET_EXPOSED", "FEET_EXPOSED"]),
+            ("salun", ["FEET_EXPOSED", "FEET_EXPOSED", "FEMALE_BREAST_EXPOSED"]),
             ("rece", ["FEET_EXPOSED"]),
             ("speed", ["FEET_EXPOSED", "FEET_EXPOSED"]),
             ("unlearndiff", ["FEMALE_BREAST_EXPOSED"]),
