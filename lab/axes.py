@@ -57,7 +57,7 @@ class Scope:
         trained: Grids of trained methods.
         tune: Names tuned on, by kind.
         protocols: Which.
-        limit: Rows of every group and role; None for all.
+        limit: Rows of every group, role, part and attack; None for all.
         groups: Groups of each protocol; None for all.
         steps: Denoising steps; None for each protocol's own.
     """
@@ -91,7 +91,7 @@ def quick() -> Scope:
             "leco": [{"lr": 2e-2, "way": 4} | short],
         },
         tune={"object": ("fox",), "artist": TUNE_ARTISTS},
-        limit=2,
+        limit=1,
         groups=2,
         steps=4,
     )

@@ -69,7 +69,9 @@ def _add_protocol(p: argparse.ArgumentParser) -> None:
         help="weights of InceptionV3 for distances: a file, or OWNER/NAME:FILE on the Hub",
     )
     p.add_argument(
-        "--limit", type=int, help="only so many rows of every group and role (another hash)"
+        "--limit",
+        type=int,
+        help="only so many rows of every group, role, part and attack (another hash)",
     )
     p.add_argument(
         "--steps", type=int, help="denoising steps instead of the protocol's (another hash)"

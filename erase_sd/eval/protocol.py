@@ -127,11 +127,11 @@ class Protocol:
         }
 
     def limited(self, count: int) -> Protocol:
-        """The first `count` rows of every group and role: a trial, with another hash."""
-        seen: dict[tuple[str, str], int] = {}
+        """The first `count` rows of every group, role, part and attack: a trial of another hash."""
+        seen: dict[tuple[str, ...], int] = {}
         rows = []
         for row in self.rows:
-            key = row.group, row.role
+            key = row.group, row.role, row.part, row.attack
             seen[key] = seen.get(key, 0) + 1
             if seen[key] <= count:
                 rows.append(row)

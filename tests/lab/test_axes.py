@@ -46,7 +46,21 @@ def test_what_a_group_erases_is_not_told_to_be_kept():
 def test_a_quick_scope_is_small():
     protocol = quick().protocol("emoji-sequence")
     assert protocol.groups == ["1", "2"] and protocol.generation.steps == 4
-    assert len(protocol.rows) == 8
+    assert len(protocol.rows) == 4
+    assert {r.part for r in quick().protocol("emoji-names").rows} == {
+        "name",
+        "other name",
+        "unseen name",
+        "misspelling",
+        "description",
+        "family",
+    }
+    assert {r.attack for r in quick().protocol("emoji-latents").rows} == {
+        "",
+        "noise",
+        "completion",
+        "masked",
+    }
     assert Scope().protocol("emoji-names").hash == load_protocol("emoji-names").hash
 
 
