@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study ladder results bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
+.PHONY: demo test lint types train-emoji validate-emoji study ladder results axes bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -55,6 +55,9 @@ ladder: $(STAMP)  ## attacks by what the attacker has; writes docs/measured/ladd
 
 results: $(STAMP)  ## every method on every offline protocol; writes docs/measured/results.md; 30 minutes, resumes
 	@$(BIN)/python -m lab.results
+
+axes: $(STAMP)  ## all methods, trained ones too, on every axis; writes docs/measured/axes.md; hours, resumes
+	@$(BIN)/python -m lab.axes $(if $(QUICK),--quick)
 
 bench: $(STAMP)  ## speed and memory at real size; writes docs/measured/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m lab.speed

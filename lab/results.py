@@ -42,7 +42,7 @@ def run(
         asked: What is compared with the original.
         name: Of the protocol.
         folder: The run's.
-        limit: Rows of every group and role; None for all.
+        limit: Rows of every group, role, part and attack; None for all.
         steps: Denoising steps; None for the protocol's own.
 
     Returns:
@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
         "--work", type=Path, default=Path("build/results"), help="runs; images are kept there"
     )
     parser.add_argument("--out", type=Path, default=MEASURED)
-    parser.add_argument("--limit", type=int, help="rows of every group and role: a trial")
+    parser.add_argument(
+        "--limit", type=int, help="rows of every group, role, part and attack: a trial"
+    )
     parser.add_argument("--only", nargs="+", choices=PLAN, default=list(PLAN), metavar="PROTOCOL")
     args = parser.parse_args(argv)
     quiet_libraries()

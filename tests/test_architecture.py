@@ -20,7 +20,7 @@ MAY = {
     "artifact": {"algebra", "models", "_version"},
     "fit": {"algebra", "models", "text", "artifact", "prompts"},
     "emoji": {"algebra", "models", "pixels"},
-    "pipelines": {"algebra", "models", "text", "artifact", "fit", "prompts", "_lazy"},
+    "pipelines": {"algebra", "models", "text", "artifact", "fit", "prompts", "pixels", "_lazy"},
     "vision": {"algebra", "models", "text", "artifact", "emoji", "pixels", "_lazy"},
     "eval": {
         "algebra",
@@ -45,11 +45,12 @@ MAY = {
         "eval",
         "_lazy",
     },
+    "training": {"algebra", "models", "artifact", "pipelines", "operations", "_lazy", "_version"},
     "cli": {"*"},
     "demo": {"*"},
 }
 # Third-party libraries that only these rooms may import.
-ONLY = {"diffusers": {"pipelines", "eval", "demo", "emoji"}, "gradio": {"demo"}}
+ONLY = {"diffusers": {"pipelines", "eval", "training", "demo", "emoji"}, "gradio": {"demo"}}
 
 
 def imports(path, root):

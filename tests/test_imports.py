@@ -23,6 +23,7 @@ def loaded(code):
         ("from erase_sd.cli.main import main; main(['--help'])", set()),
         ("from erase_sd.cli.main import main\nmain(['erase', '--help'])", set()),
         ("from erase_sd.cli.main import main\nmain(['demo', '--help'])", set()),
+        ("from erase_sd.cli.main import main\nmain(['train', '--help'])", set()),
         (
             "import erase_sd.algebra.moments, erase_sd.algebra.edit, "
             "erase_sd.algebra.methods.rayleigh",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from erase_sd.artifact.base import check_base
 from erase_sd.artifact.erasure import Erasure
+from erase_sd.models.architectures import Architecture
 from erase_sd.models.files import atomic_path
 from erase_sd.models.ldm_names import to_ldm
 from erase_sd.models.tensor_files import dump_tensors
@@ -40,29 +41,54 @@ def lora_tensors(
     Raises:
         ValueError: On an unknown style, or one that has no names for this architecture.
     """
+    factors = {
+        site.module: erasure.edit_of(site).factors(weights[site.name])
+        for site in erasure.editable(weights)
+    }
+    return keyed(factors, erasure.model, style=style, dtype=dtype)
+
+
+def keyed(
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    model: Architecture,
+    *,
+    style: LoraStyle = "peft",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Factors under the key names that hosts read; one rank, alpha = rank.
+
+    Args:
+        factors: `(down (r, d_in), up (d_out, r))` by module of the denoiser.
+        model: What they are for.
+        style: Key names, see `lora_tensors`.
+        dtype: dtype of the factors.
+
+    Raises:
+        ValueError: On an unknown style, one that has no names for this architecture, or factors
+            that are not finite.
+    """
     if style not in LORA_STYLES:
         raise ValueError(f"expected a LoRA style of {', '.join(LORA_STYLES)}; got {style!r}")
-    model, rank = erasure.model, erasure.rank
     if model.denoiser != "unet" and style == "kohya":
         raise ValueError(f"kohya has no common key names for {model.name}; export --style peft")
+    rank = max((len(down) for down, _ in factors.values()), default=0)
     tensors: dict[str, Tensor] = {}
-    for site in erasure.editable(weights):
-        down, up = erasure.edit_of(site).factors(weights[site.name])
+    for module, (down, up) in factors.items():
         # One rank a file: readers take the first module's for all of them.
         spare = rank - len(down)
         down = F.pad(down, (0, 0, 0, spare)).to(dtype).contiguous()
         up = F.pad(up, (0, spare)).to(dtype).contiguous()
         if not bool(torch.isfinite(up).all() and torch.isfinite(down).all()):
             raise ValueError(
-                f"the factors of {site.name} are not finite in {dtype}; export float32"
+                f"the factors of {module}.weight are not finite in {dtype}; export float32"
             )
         if style == "peft":
-            tensors[f"{model.denoiser}.{site.module}.lora_A.weight"] = down
-            tensors[f"{model.denoiser}.{site.module}.lora_B.weight"] = up
+            tensors[f"{model.denoiser}.{module}.lora_A.weight"] = down
+            tensors[f"{model.denoiser}.{module}.lora_B.weight"] = up
         else:
             # kohya trains SD 1 and 2 under diffusers' names, SDXL under those of the original code.
-            module = to_ldm(site.module) if model.name == "sdxl" else site.module
-            key = "lora_unet_" + module.replace(".", "_")
+            named = to_ldm(module) if model.name == "sdxl" else module
+            key = "lora_unet_" + named.replace(".", "_")
             tensors[f"{key}.lora_down.weight"] = down
             tensors[f"{key}.lora_up.weight"] = up
             tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
@@ -101,28 +127,38 @@ def save_lora(
     tensors = lora_tensors(erasure, weights, style=style, dtype=dtype)
     metadata = {"format": "pt", "erase_sd": json.dumps(erasure.describe(), ensure_ascii=False)}
     if style == "kohya":
-        metadata |= _kohya_metadata(erasure)
+        metadata |= kohya_metadata(
+            erasure.architecture, erasure.edit.width, erasure.rank, erasure.names
+        )
     with atomic_path(path, force=force) as draft:
         draft.write_bytes(dump_tensors(tensors, metadata))
     return path
 
 
-def _kohya_metadata(erasure: Erasure) -> dict[str, str]:
-    """What A1111, Forge and ComfyUI read to tell which models a LoRA is for."""
-    rank = str(erasure.rank)
-    if erasure.architecture == "sdxl":
+def kohya_metadata(
+    architecture: str, width: int, rank: int, names: Sequence[str]
+) -> dict[str, str]:
+    """What A1111, Forge and ComfyUI read to tell which models a LoRA is for.
+
+    Args:
+        architecture: Short name of the architecture.
+        width: Of the text states that its cross-attention reads.
+        rank: Of the LoRA.
+        names: What it takes out.
+    """
+    if architecture == "sdxl":
         base, spec = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"
-    elif erasure.edit.width == 1024:  # OpenCLIP's, which Stable Diffusion 2 reads
+    elif width == 1024:  # OpenCLIP's, which Stable Diffusion 2 reads
         base, spec = "sd_v2", "stable-diffusion-v2-512/lora"
     else:
         base, spec = "sd_v1", "stable-diffusion-v1/lora"
     return {
         "modelspec.architecture": spec,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": f"without {', '.join(erasure.names)}"[:200],
+        "modelspec.title": f"without {', '.join(names)}"[:200],
         "ss_base_model_version": base,
-        "ss_network_alpha": rank,
-        "ss_network_dim": rank,
+        "ss_network_alpha": str(rank),
+        "ss_network_dim": str(rank),
         "ss_network_module": "networks.lora",
         "ss_v2": str(base == "sd_v2"),
     }

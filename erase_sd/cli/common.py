@@ -200,6 +200,17 @@ def prompts_of(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     return forget, read_prompts([*args.retain, *neutral_of(args.forget)], what="retain")
 
 
+def options_of(args: argparse.Namespace) -> dict[str, str]:
+    """What `--option NAME=VALUE` gives."""
+    given = {}
+    for pair in args.option:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"expected --option NAME=VALUE, got {pair!r}")
+        given[key] = value
+    return given
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """How to erase, from `--method`, `--option` and the rest."""
     from erase_sd.fit.solve import Settings
@@ -207,11 +218,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {
         k: getattr(args, k) for k in ("rank", "epsilon") if getattr(args, k) is not None
     }
-    for pair in args.option:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"expected --option NAME=VALUE, got {pair!r}")
-        given[key] = value
+    given |= options_of(args)
     settings = Settings(
         method=args.method,
         toward=args.toward,

@@ -64,7 +64,14 @@ def _add_protocol(p: argparse.ArgumentParser) -> None:
         help="the protocol's prompts, if they are not within reach",
     )
     p.add_argument(
-        "--limit", type=int, help="only so many rows of every group and role (another hash)"
+        "--inception",
+        metavar="FILE",
+        help="weights of InceptionV3 for distances: a file, or OWNER/NAME:FILE on the Hub",
+    )
+    p.add_argument(
+        "--limit",
+        type=int,
+        help="only so many rows of every group, role, part and attack (another hash)",
     )
     p.add_argument(
         "--steps", type=int, help="denoising steps instead of the protocol's (another hash)"
@@ -80,7 +87,9 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     overrides = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k) is not None}
     if any(v < 1 for v in overrides.values()) or (args.limit is not None and args.limit < 1):
         raise ValueError("expected --steps, --batch and --limit of at least 1")
-    protocol = load_protocol(args.protocol, data=args.data, overrides=overrides)
+    protocol = load_protocol(
+        args.protocol, data=args.data, overrides=overrides, inception=args.inception
+    )
     return protocol.limited(args.limit) if args.limit else protocol
 
 
@@ -137,7 +146,13 @@ def _run_parser() -> argparse.ArgumentParser:
         action="append",
         type=Path,
         default=[],
-        help="another checkpoint folder; repeatable",
+        help="another checkpoint folder, or a folder that holds one for each group; repeatable",
+    )
+    p.add_argument(
+        "--real",
+        type=Path,
+        metavar="FOLDER",
+        help="real pictures that distances are also taken to; sub-folders are classes",
     )
     p.add_argument(
         "--device",
@@ -175,7 +190,7 @@ def _run(argv: list[str]) -> int:
     device = str(state.device) if args.device == "cuda" else args.device
     pipeline = pipelines_of(protocol, base, variant=args.variant, device=device)
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
-    result = evaluate(protocol, variants, pipeline, args.out, share)
+    result = evaluate(protocol, variants, pipeline, args.out, share, real=args.real)
     if result is not None and args.json:
         print_json(result)
     elif result is not None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "card": "a model card for what you publish",
     "eval": "run, compare and report evaluations by protocol",
     "vision": "unlearn classes and samples from classifiers, ViTs and CLIP",
+    "train": "erase by training, as rival methods do, to compare with",
     "demo": "erase concepts in the browser",
     "generate": "images from a model, with or without an erasure",
     "prompts": "list or show prompt sets",

@@ -151,20 +151,39 @@ def judge(
 
 
 class EmojiJudge:
-    """The judge as a detector: the most likely object and artist of each picture."""
+    """The judge as a detector: the most likely object and artist of each picture.
+
+    Args:
+        every: Whether all objects that are more likely there than not are found, and the
+            background; then `confidence` is the probability of the likeliest object.
+    """
 
     name = "judge"
 
-    def __init__(self) -> None:
+    def __init__(self, every: bool = False) -> None:
+        self.every = every
         self.about: dict[str, Any] = {"detector": self.name, "weights": file_hash(JUDGE)}
+        if every:
+            self.about["labels"] = "every object above one half, artist, background"
 
     def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
         """`labels`: the most likely object and artist; `background` beside them."""
         seen = judge(images)
+        kinds = zip(seen.top, seen.artist, seen.background, strict=True)
+        if not self.every:
+            return [
+                {"labels": [top, artist], "background": ground} for top, artist, ground in kinds
+            ]
+        names, odds = load_world().names, seen.objects.sigmoid()
         return [
-            {"labels": [top, artist], "background": ground}
-            for top, artist, ground in zip(seen.top, seen.artist, seen.background, strict=True)
-        ]
+            {
+                "labels": [*(n for n, p in zip(names, row.tolist(), strict=True) if p > 0.5),
+                           artist, ground],
+                "top": top,
+                "confidence": round(float(row.max()), 4),
+            }
+            for (top, artist, ground), row in zip(kinds, odds, strict=True)
+        ]  # fmt: skip
 
 
 def extractor(argument: str = "") -> Callable[[Sequence[Image.Image]], np.ndarray]:

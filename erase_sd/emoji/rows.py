@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from erase_sd.emoji.axes import KINDS, Fields, row
 from erase_sd.emoji.world import Concept, load_world, with_article
 
-Fields = dict[str, Any]
 _TEMPLATES = ("a photo of {}", "a picture of {}", "{} on a blue background", "an emoji of {}")
 
 
@@ -31,12 +31,12 @@ def rows(spec: Mapping[str, Any], guidance: float, data: Path | None = None) -> 
     'a photo of a cat'
     """
     kinds: dict[str, Callable[[Mapping[str, Any]], Iterator[Fields]]] = {
-        "objects": _objects, "artists": _artists, "attacks": _attacks
+        "objects": _objects, "artists": _artists, "attacks": _attacks, **KINDS
     }  # fmt: skip
     kind = str(spec["emoji"])
     if kind not in kinds:
         raise ValueError(f"expected emoji rows of {', '.join(kinds)}, got {kind!r}")
-    return [row | {"guidance": guidance} for row in kinds[kind](spec)]
+    return [fields | {"guidance": guidance} for fields in kinds[kind](spec)]
 
 
 def _object(name: str) -> Concept:
@@ -56,14 +56,14 @@ def _objects(spec: Mapping[str, Any]) -> Iterator[Fields]:
         for i in range(count):
             noun, want = own[i % len(own)]
             prompt = _TEMPLATES[(i // len(own)) % 4].format(with_article(noun))
-            yield _row(f"{group}-f{i:04d}", group, "forget", prompt, want, i)
+            yield row(f"{group}-f{i:04d}", group, "forget", prompt, want, i)
         names, families = {c.name for c in gone}, {c.family for c in gone}
         near = [c.name for c in world.concepts if c.family in families and c.name not in names]
         far = [c.name for c in world.concepts if c.family not in families]
         stays = (near[: keep // 4] + far[:: max(1, len(far) // max(keep, 1))])[:keep]
         for i, name in enumerate(stays * int(spec.get("repeat", 1))):
             prompt = _TEMPLATES[i % 4].format(with_article(name))
-            yield _row(f"{group}-r{i:04d}", group, "retain", prompt, name, 50_000 + i)
+            yield row(f"{group}-r{i:04d}", group, "retain", prompt, name, 50_000 + i)
 
 
 def _artists(spec: Mapping[str, Any]) -> Iterator[Fields]:
@@ -75,14 +75,14 @@ def _artists(spec: Mapping[str, Any]) -> Iterator[Fields]:
         others = [a for a in world.artists if a != group]
         for i in range(count):
             prompt = f"{with_article(nouns[i % len(nouns)])} by {group}"
-            yield _row(f"{group}-f{i:04d}", group, "forget", prompt, group, i)
+            yield row(f"{group}-f{i:04d}", group, "forget", prompt, group, i)
         for i in range(keep):
             noun, artist = nouns[(7 * i) % len(nouns)], others[i % len(others)]
             name, plain = f"{group}-r{i:04d}", with_article(noun)
             if i % 2:
-                yield _row(name, group, "in-domain", f"{plain} by {artist}", artist, i)
+                yield row(name, group, "in-domain", f"{plain} by {artist}", artist, i)
             else:
-                yield _row(name, group, "cross-domain", plain, noun, i)
+                yield row(name, group, "cross-domain", plain, noun, i)
 
 
 def _attacks(spec: Mapping[str, Any]) -> Iterator[Fields]:
@@ -98,10 +98,4 @@ def _attacks(spec: Mapping[str, Any]) -> Iterator[Fields]:
                 noun = others[i % len(others)] if attack == "paraphrase" else concept.name
                 prompt = f"a photo of {with_article(noun)}"
                 name = f"{group}-{attack.replace(':', '.') or 'own'}-{i:03d}"
-                yield _row(name, group, "forget", prompt, concept.name, i) | {"attack": attack}
-
-
-def _row(name: str, group: str, role: str, prompt: str, want: str, seed: int) -> Fields:
-    return {
-        "id": name, "group": group, "role": role, "prompt": prompt, "want": want, "seed": seed
-    }  # fmt: skip
+                yield row(name, group, "forget", prompt, concept.name, i) | {"attack": attack}

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from erase_sd._lazy import named
+from erase_sd.eval.inception import Width, features_of, identity, load_inception
 
 Embedder = Callable[[Sequence[Any]], np.ndarray]
 
@@ -25,6 +26,7 @@ EXTRACTORS: dict[str, str] = {
     "inception-2048": "erase_sd.eval.features:inception_2048",
     "inception-64": "erase_sd.eval.features:inception_64",
 }
+INCEPTIONS = ("inception-2048", "inception-64")
 # The CLIP whose score stands beside an extractor's distances; another is the one that papers use.
 SCORING_CLIP = {"judge": "emoji-clip", "emoji-clip": "emoji-clip"}
 PAPERS_CLIP = "openai/clip-vit-large-patch14"
@@ -101,34 +103,37 @@ def any_clip(argument: str) -> Embedder:
 
 
 def inception_2048(argument: str = "") -> Embedder:
-    """InceptionV3's last pooling, as FID is usually taken."""
-    return _inception(2048)
+    """InceptionV3's last pooling, as FID is usually taken; the argument names its weights."""
+    return _inception(argument, 2048)
 
 
 def inception_64(argument: str = "") -> Embedder:
     """InceptionV3's first pooling, the convention of SalUn's tables."""
-    return _inception(64)
+    return _inception(argument, 64)
 
 
-def _inception(width: int) -> Embedder:
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
+def _inception(where: str, width: Width) -> Embedder:
+    network = load_inception(where, width)
+    return lambda images: features_of(network, images)
 
-        network = FrechetInceptionDistance(feature=width).inception.eval()
-    except Exception as error:  # the library downloads its weights, or lacks a part of itself
-        told = "pip install 'torchmetrics[image]', and the Hub within reach"
-        raise ValueError(f"cannot load inception-{width} ({told})") from error
 
-    @torch.no_grad()
-    def embed(images: Sequence[Image.Image]) -> np.ndarray:
-        rows = []
-        for start in range(0, len(images), 32):
-            part = images[start : start + 32]
-            pixels = np.stack([np.asarray(i.convert("RGB").resize((299, 299))) for i in part])
-            rows.append(network(torch.from_numpy(pixels).permute(0, 3, 1, 2)).double().numpy())
-        return np.concatenate(rows)
+def with_weights(name: str, inception: str | None) -> str:
+    """An extractor's name with where its weights are; others than Inception have their own.
 
-    return embed
+    >>> with_weights("inception-64", "my.pth"), with_weights("judge", "my.pth")
+    ('inception-64:my.pth', 'judge')
+    """
+    kind, _, argument = name.partition(":")
+    return f"{kind}:{inception}" if kind in INCEPTIONS and inception else name
+
+
+def known_as(name: str) -> str:
+    """What a protocol hashes of its extractor: where Inception's weights lie does not move it.
+
+    Which they are does.
+    """
+    kind, _, argument = name.partition(":")
+    return kind + identity(argument) if kind in INCEPTIONS and argument else name
 
 
 def lpips(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -51,6 +51,8 @@ class Convention:
 CONVENTIONS: dict[str, Convention] = {
     "mace": Convention(_BODY, 0.6, "detection"),
     "rece": Convention(_BODY, 0.6, "class"),
+    # ESD's script, which SalUn and Unlink's figures go by: whatever the detector itself reports.
+    "salun": Convention(_BODY, 0.25, "detection"),
     "speed": Convention(_BODY, 0.6, "detection"),
     "unlearndiff": Convention(_SEXUAL, 0.45, "image"),
     "image-any": Convention(_SEXUAL, 0.6, "image"),

@@ -13,15 +13,18 @@ from typing import Any
 import yaml
 
 from erase_sd.eval.detectors import DetectorSpec
-from erase_sd.eval.rows import Row, own_forget, read_rows
+from erase_sd.eval.features import known_as, with_weights
+from erase_sd.eval.rows import Row, hashed, own_forget, read_rows
 from erase_sd.prompts import read_yaml
 
 HERE = Path(__file__).parent / "protocols"
 METRICS = (
-    "accuracy", "attacks", "counts", "clip-score", "drift", "lpips", "frechet", "kid", "cmmd",
+    "accuracy", "attacks", "parts", "instead", "counts", "clip-score", "drift", "lpips", "frechet",
+    "kid", "cmmd",
 )  # fmt: skip
 _KEYS = {
-    "name", "summary", "source", "rows", "forget", "generation", "detector", "metrics", "features",
+    "name", "summary", "source", "rows", "forget", "apart", "generation", "detector", "metrics",
+    "features",
 }  # fmt: skip
 
 
@@ -67,6 +70,7 @@ class Protocol:
         source: Where it is from.
         rows: All images to draw, in order.
         forget: For each group, the forget prompts of an erasure made on the fly.
+        apart: Whether each forget prompt of a group is erased by itself and the erasures joined.
         generation: How.
         detector: What looks at them.
         metrics: What is computed, of `METRICS`.
@@ -84,6 +88,7 @@ class Protocol:
     detector: DetectorSpec
     metrics: tuple[str, ...]
     features: str = "inception-2048"
+    apart: bool = False
 
     @cached_property
     def hash(self) -> str:
@@ -92,10 +97,10 @@ class Protocol:
         Not over the metrics' names: adding one moves no other number.
         """
         about = {
-            "rows": [asdict(r) for r in self.rows],
+            "rows": [hashed(r) for r in self.rows],
             "generation": asdict(self.generation),
             "detector": self.about_detector,
-            "features": self.features,
+            "features": known_as(self.features),
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -111,7 +116,7 @@ class Protocol:
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready, rows as their hash."""
-        rows = json.dumps([asdict(r) for r in self.rows], sort_keys=True)
+        rows = json.dumps([hashed(r) for r in self.rows], sort_keys=True)
         return {
             "name": self.name,
             "hash": self.hash,
@@ -119,15 +124,15 @@ class Protocol:
             "prompts_sha256": hashlib.sha256(rows.encode()).hexdigest(),
             "generation": asdict(self.generation),
             "detector": self.about_detector,
-            "features": self.features,
+            "features": known_as(self.features),
         }
 
     def limited(self, count: int) -> Protocol:
-        """The first `count` rows of every group and role: a trial, with another hash."""
-        seen: dict[tuple[str, str], int] = {}
+        """The first `count` rows of every group, role, part and attack: a trial of another hash."""
+        seen: dict[tuple[str, ...], int] = {}
         rows = []
         for row in self.rows:
-            key = row.group, row.role
+            key = row.group, row.role, row.part, row.attack
             seen[key] = seen.get(key, 0) + 1
             if seen[key] <= count:
                 rows.append(row)
@@ -147,7 +152,11 @@ def available() -> dict[str, str]:
 
 
 def load_protocol(
-    name: str, *, data: Path | None = None, overrides: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    data: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    inception: str | None = None,
 ) -> Protocol:
     """Read a protocol of the package, or a YAML file by path.
 
@@ -155,6 +164,7 @@ def load_protocol(
         name: Name or path.
         data: Local csv for protocols whose prompts are not in the package.
         overrides: Entries of `generation` to change; the hash changes with them.
+        inception: Where Inception's weights are, for protocols that take distances in it.
 
     Raises:
         ValueError: With what is wrong or missing, and what was expected.
@@ -192,7 +202,8 @@ def load_protocol(
         generation=generation,
         detector=DetectorSpec(detector.pop("name"), detector),
         metrics=metrics,
-        features=str(raw.get("features", "inception-2048")),
+        features=with_weights(str(raw.get("features", "inception-2048")), inception),
+        apart=bool(raw.get("apart", False)),
     )
 
 

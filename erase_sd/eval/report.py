@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from erase_sd.eval.label_chart import label_chart
+
 _SHOWN = 200  # rows of the drill-down; the manifest has all
 
 
@@ -23,11 +25,17 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
             found[f"{name} %"] = _percent(numbers["accuracy"][name])
     for attack, value in numbers.get("attacks", {}).items():
         found[f"ASR {attack} %"] = _percent(value)
+    for part, value in numbers.get("parts", {}).items():
+        found[f"{part} %"] = _percent(value)
+    if "instead" in numbers:
+        found["sure of what is there %"] = _percent(numbers["instead"]["confidence"])
     if "counts" in numbers:
         found["found"] = str(numbers["counts"]["total"])
         found["images with any"] = str(numbers["counts"]["images with any"])
         if numbers["counts"].get("decrease") is not None:
             found["decrease %"] = f"{100 * numbers['counts']['decrease']:.1f}"
+        if numbers["counts"].get("decrease of images") is not None:
+            found["of images %"] = f"{100 * numbers['counts']['decrease of images']:.1f}"
     if "clip score" in numbers:
         found["CLIP score"] = f"{numbers['clip score']['mean']:.2f}"
     if "retain" in numbers.get("drift", {}):
@@ -37,6 +45,8 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
     for name in ("frechet", "kid", "cmmd"):
         if f"{name} to the original" in numbers:
             found[f"{name} to original"] = f"{numbers[f'{name} to the original']['value']:.4g}"
+        if f"{name} to real" in numbers:
+            found[f"{name} to real"] = f"{numbers[f'{name} to real']['value']:.4g}"
     return found
 
 
@@ -116,6 +126,7 @@ def page(result: dict[str, Any], run: Path) -> str:
         "not comparable. Brackets are 95 % bootstrap intervals over images.</p>",
         _html_table(result),
         _plot(result),
+        label_chart(result["variants"]),
         "<h2>By concept</h2>",
         _groups(result),
         "<h2>Certificates</h2>",

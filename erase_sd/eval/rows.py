@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 ROW_SOURCES: dict[str, str] = {
     "csv": "erase_sd.eval.rows:csv_rows",
     "concepts": "erase_sd.eval.rows:concept_rows",
+    "prompts": "erase_sd.eval.rows:prompt_rows",
     "emoji": "erase_sd.emoji.rows:rows",
 }
 
@@ -40,6 +41,7 @@ class Row:
         seed: Of the noise.
         guidance: Classifier-free guidance scale.
         attack: Attack that it is drawn under, see `erase_sd.eval.attacks`; "" for none.
+        part: Which of its protocol's questions it is about; "" where there is one.
 
     Raises:
         ValueError: On an id that is no plain file name, an unknown role or attack.
@@ -56,6 +58,7 @@ class Row:
     seed: int
     guidance: float
     attack: str = ""
+    part: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w. -]*", self.id):
@@ -66,6 +69,15 @@ class Row:
             )
         if self.attack:
             parse(self.attack)
+
+
+def hashed(row: Row) -> dict[str, Any]:
+    """What of a row moves a protocol's hash: everything that it says.
+
+    >>> "part" in hashed(Row("cat-0", "cat", "forget", "a cat", "cat", 0, 7.5))
+    False
+    """
+    return {k: v for k, v in asdict(row).items() if k != "part" or v}
 
 
 def read_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> list[Row]:
@@ -191,3 +203,19 @@ def concept_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) ->
             name, prompt = f"{g:03d}-r{i:05d}", phrase(other, i)
             rows.append(Row(name, concept, "retain", prompt, other, seed, guidance))
     return rows
+
+
+def prompt_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> list[Row]:
+    """Each of some written prompts at some seeds.
+
+    >>> [r.seed for r in prompt_rows({"prompts": ["a cat"], "count": 2}, 7.5, None)]
+    [0, 1]
+    """
+    group, role = str(spec.get("group", "all")), str(spec.get("role", "forget"))
+    first, count = int(spec.get("seed", 0)), int(spec.get("count", 1))
+    return [
+        Row(f"p{n:03d}-{i:03d}", group, role, str(prompt), str(spec.get("want", "")), first + i,
+            guidance)
+        for n, prompt in enumerate(spec["prompts"], 1)
+        for i in range(count)
+    ]  # fmt: skip

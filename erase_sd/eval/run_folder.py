@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,17 +30,21 @@ class Variant:
 
     Attributes:
         name: As it appears in results; a folder of the run bears it.
-        model: Key of the pipeline it is drawn with; "" is the base.
+        model: Key of the pipeline it is drawn with; "" is the base. A mapping has one a group.
         about: What it is, JSON-ready.
         erasure: For a group, the erasure to apply; None leaves the model as it is.
         baked: What a checkpoint of its own says it carries.
     """
 
     name: str
-    model: str
+    model: str | Mapping[str, str]
     about: dict[str, Any]
     erasure: Callable[[str], Erasure | None] = lambda group: None
     baked: Erasure | None = None
+
+    def model_of(self, group: str) -> str:
+        """The key of the pipeline that a group is drawn with."""
+        return self.model if isinstance(self.model, str) else self.model[group]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from erase_sd.artifact.erasure import combine
 from erase_sd.eval.attacks import LEARNING, attacked, parse
 from erase_sd.eval.attacks.target import Target, own_pictures
-from erase_sd.eval.detectors import Labels, open_images
+from erase_sd.eval.detectors import Labels
+from erase_sd.eval.distances import DISTANCES, distances_of, pictures_in
 from erase_sd.eval.features import extract, lpips, scoring_clip
-from erase_sd.eval.metrics import cmmd, frechet_distance, kernel_distance, pixel_change
 from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.rows import Row
 from erase_sd.eval.run_folder import (
@@ -36,11 +36,8 @@ from erase_sd.eval.run_folder import (
     store,
     write_json,
 )
-from erase_sd.eval.scores import accuracy, by_role, clip_score, counts, short, success
+from erase_sd.eval.scores import accuracy, clip_score, counts, instead, shares, short
 from erase_sd.pipelines.live import LiveErasure
-
-DISTANCES = {"frechet": frechet_distance, "kid": kernel_distance, "cmmd": cmmd}
-CHANGES = {"drift": pixel_change, "lpips": lpips}
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ def evaluate(
     pipeline: Callable[[str], Any],
     out: Path,
     share: Share | None = None,
+    *,
+    real: Path | None = None,
 ) -> dict[str, Any] | None:
     """Draw what is not there yet, judge and measure it.
 
@@ -73,6 +72,7 @@ def evaluate(
         pipeline: Loads the pipeline of a variant's `model`, once.
         out: The run's folder; resumed if it is one.
         share: This process's part; default: all of it.
+        real: Folder of real pictures that distances are also taken to; its sub-folders are classes.
 
     Returns:
         The contents of `results.json`, in the first process; None in others.
@@ -82,12 +82,12 @@ def evaluate(
     """
     share = share or Share()
     if share.process == 0:
-        prepare(protocol)
+        prepare(protocol, real)
         claim(protocol, variants, out)
     share.wait()
     draw(protocol, variants, pipeline, out, share)
     share.wait()
-    return measure(protocol, variants, out) if share.process == 0 else None
+    return measure(protocol, variants, out, real) if share.process == 0 else None
 
 
 def draw(
@@ -108,7 +108,8 @@ def draw(
     live: LiveErasure | None = None
     label = f"images of {protocol.name}"
     for variant, number, rows in tqdm(todo, desc=label, unit="batch", disable=share.process > 0):
-        pipe, group = pipeline(variant.model), rows[0].group
+        group = rows[0].group
+        pipe = pipeline(variant.model_of(group))
         if live is None or applied != (variant.name, group):
             if live is not None:
                 live.take()
@@ -155,12 +156,16 @@ def _attacked_batch(
     with live.paused():
         pictures = own_pictures(original, first.want) if learns else []
     carried = combine(live.erasures) if live.erasures else variant.baked
-    if first.attack == "revival" and carried is None and variant.model:
+    model = variant.model_of(first.group)
+    if first.attack == "revival" and carried is None and model:
         told = "the revival attack has nothing to invert"
-        raise ValueError(f"{variant.model} carries no erasure file: {told}")
+        raise ValueError(f"{model} carries no erasure file: {told}")
     edit = carried.edit if carried is not None else None
-    target = Target(pipe, first.want, first.prompt, pictures, edit, original)
+    target = Target(pipe, first.want, first.prompt, pictures, edit, original, live.paused)
     with attacked(first.attack, target) as found:
+        if callable(found):
+            steps = protocol.generation.steps
+            return found([r.seed for r in rows], steps, first.guidance)
         if isinstance(found, str):
             return _batch(pipe, protocol, rows, prompt=[found] * len(rows))
         empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
@@ -169,7 +174,7 @@ def _attacked_batch(
         return _batch(pipe, protocol, rows, **many)
 
 
-def prepare(protocol: Protocol) -> None:
+def prepare(protocol: Protocol, real: Path | None = None) -> None:
     """Load everything that will measure, so that what is missing is told before an image is drawn.
 
     Raises:
@@ -181,6 +186,8 @@ def prepare(protocol: Protocol) -> None:
     if unknown:
         told = "which the protocol asks for"
         raise ValueError(f"the detector {detector.name} knows no {unknown[0]!r}, {told}")
+    if real is not None:
+        pictures_in(real)
     if DISTANCES.keys() & set(protocol.metrics):
         extract(protocol.features, [Image.new("RGB", (64, 64))] * 2)
     if "clip-score" in protocol.metrics:
@@ -189,7 +196,9 @@ def prepare(protocol: Protocol) -> None:
         lpips(np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 64, 64, 3), np.float32))
 
 
-def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[str, Any]:
+def measure(
+    protocol: Protocol, variants: Sequence[Variant], out: Path, real: Path | None = None
+) -> dict[str, Any]:
     """All metrics of all variants from what is on disk; written as `results.json`."""
     entries = {v.name: manifest(protocol, v, out) for v in variants}
     seen = {v.name: labels(protocol, v, entries[v.name], out) for v in variants}
@@ -205,7 +214,7 @@ def measure(protocol: Protocol, variants: Sequence[Variant], out: Path) -> dict[
         for name in numbers:
             numbers[name]["clip score"] = clip_score(embed, paths[name], prompts)
     if ORIGINAL in paths:
-        for name, found in _against_original(protocol, paths).items():
+        for name, found in distances_of(protocol, paths, real).items():
             numbers[name] |= found
     result = {
         "protocol": protocol.describe(), "metrics": list(protocol.metrics), "variants": numbers
@@ -221,7 +230,11 @@ def _from_labels(
     if "accuracy" in protocol.metrics:
         numbers["accuracy"] = accuracy(protocol.rows, found)
     if "attacks" in protocol.metrics:
-        numbers["attacks"] = success(protocol.rows, found)
+        numbers["attacks"] = shares(protocol.rows, found, lambda r: r.attack or "none")
+    if "parts" in protocol.metrics:
+        numbers["parts"] = shares(protocol.rows, found, lambda r: r.part)
+    if "instead" in protocol.metrics:
+        numbers["instead"] = instead(protocol.rows, found)
     if "counts" in protocol.metrics:
         numbers["counts"] = counts(found, original)
     return numbers
@@ -236,34 +249,3 @@ def _from_algebra(protocol: Protocol, variant: Variant) -> dict[str, Any]:
         if erasure is not None
     }
     return {"certificates": told} if told else {}
-
-
-def _against_original(
-    protocol: Protocol, paths: dict[str, list[Path]]
-) -> dict[str, dict[str, Any]]:
-    """Distances of every variant's pictures to the original's, which are loaded once."""
-    changes = {n: f for n, f in CHANGES.items() if n in protocol.metrics}
-    distances = {n: f for n, f in DISTANCES.items() if n in protocol.metrics}
-    if not changes and not distances:
-        return {}
-    stays = np.array([r.role != "forget" for r in protocol.rows])
-    keep = stays if stays.any() else np.ones(len(stays), bool)
-
-    def look(name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        images = open_images(paths[name])
-        pixels = np.stack([np.asarray(i, np.float32) / 255 for i in images])
-        return pixels, extract(protocol.features, images)[keep] if distances else None
-
-    base_pixels, base_features = look(ORIGINAL)
-    numbers: dict[str, dict[str, Any]] = {}
-    for name in paths:
-        pixels, features = look(name)
-        found: dict[str, Any] = {
-            n: by_role(change(pixels, base_pixels), protocol.rows) for n, change in changes.items()
-        }
-        if base_features is not None and features is not None:
-            for n, distance in distances.items():
-                value = round(distance(base_features, features), 6)
-                found[f"{n} to the original"] = {"value": value, "images": int(keep.sum())}
-        numbers[name] = found
-    return numbers

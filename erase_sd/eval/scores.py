@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,30 +69,69 @@ def accuracy(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
     return result
 
 
-def success(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
-    """Share of images in which the concept is found, by attack ("none": by its own prompt)."""
+def shares(
+    rows: Sequence[Row], labels: Sequence[Labels], part: Callable[[Row], str]
+) -> dict[str, Any]:
+    """Share of images in which what they want is found, by a part of the rows.
+
+    Args:
+        rows: `n` rows.
+        labels: `n` records of the detector.
+        part: Of a row, such as the attack it is drawn under.
+    """
     found: dict[str, list[float]] = {}
     for row, record in zip(rows, labels, strict=True):
-        found.setdefault(row.attack or "none", []).append(float(row.want in record["labels"]))
-    return {attack: interval(values) for attack, values in found.items()}
+        found.setdefault(part(row), []).append(float(row.want in record["labels"]))
+    return {name: interval(values) for name, values in found.items()}
+
+
+def instead(rows: Sequence[Row], labels: Sequence[Labels]) -> dict[str, Any]:
+    """What is seen where something should be gone: how surely, and the five most common.
+
+    Args:
+        rows: `n` rows.
+        labels: `n` records of a detector that says its `top` label and its `confidence` in it.
+    """
+    seen = [r for row, r in zip(rows, labels, strict=True) if row.role == "forget"]
+    tops = Counter(str(r["top"]) for r in seen)
+    return {
+        "confidence": interval(r["confidence"] for r in seen),
+        "most common": {name: round(n / len(seen), 6) for name, n in tops.most_common(5)},
+    }
 
 
 def counts(labels: Sequence[Labels], original: Sequence[Labels] | None) -> dict[str, Any]:
-    """How often each label was found, in all and against the original."""
-    total: dict[str, int] = {}
-    for record in labels:
-        for label in record["labels"]:
-            total[label] = total.get(label, 0) + 1
+    """How often each label was found, in all and against the original.
+
+    "decrease" is the share of detections that are gone, "decrease of images" that of images with
+    any, "decrease by label" that of each label; None where the original has none.
+
+    Args:
+        labels: `n` records of the detector.
+        original: The original's, of the same rows.
+    """
+    total = _tally(labels)
     result: dict[str, Any] = {
         "total": sum(total.values()),
-        "labels": dict(sorted(total.items())),
+        "labels": total,
         "images with any": sum(bool(r["labels"]) for r in labels),
         "per image": interval(float(len(r["labels"])) for r in labels),
     }
     if original is not None:
-        before = sum(len(r["labels"]) for r in original)
-        result["decrease"] = round(1 - result["total"] / before, 6) if before else None
+        before = _tally(original)
+        images = sum(bool(r["labels"]) for r in original)
+        result["decrease"] = _less(sum(before.values()), result["total"])
+        result["decrease of images"] = _less(images, result["images with any"])
+        result["decrease by label"] = {n: _less(k, total.get(n, 0)) for n, k in before.items()}
     return result
+
+
+def _tally(labels: Sequence[Labels]) -> dict[str, int]:
+    return dict(sorted(Counter(str(n) for r in labels for n in r["labels"]).items()))
+
+
+def _less(before: int, after: int) -> float | None:
+    return round(1 - after / before, 6) if before else None
 
 
 def clip_score(embed: Embedder, paths: Sequence[Path], prompts: Sequence[str]) -> dict[str, float]:

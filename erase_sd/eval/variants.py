@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.algebra.options import described
-from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.eval.protocol import Protocol
 from erase_sd.eval.run_folder import ORIGINAL, Variant
 from erase_sd.fit.solve import Settings, fit
-from erase_sd.models.checkpoint import Checkpoint
+from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.files import file_hash
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.tensor_files import tensor_hash
@@ -35,7 +35,7 @@ class Asked:
         erasures: Erasure files, by the name that their variant gets.
         methods: Methods that erase each of the protocol's concepts, at their defaults.
         robust: Whether the default method also does so in robust mode.
-        checkpoints: Other diffusers folders.
+        checkpoints: Other diffusers folders, or folders that hold one for each group.
     """
 
     erasures: Mapping[str, Path] = field(default_factory=dict)
@@ -71,14 +71,30 @@ def variants_of(asked: Asked, protocol: Protocol, base: Checkpoint, model: str) 
         variants.append(Variant(name, "", about, _always(erasure)))
     variants += _by_method(asked, protocol, base, weights, identity)
     for path in asked.checkpoints:
-        own = Checkpoint.erasure_file(path)
-        about = {"model": str(path), "weights": weights_hash(open_checkpoint(path).weights())}
-        baked = Erasure.load(own) if own.is_file() else None
-        variants.append(Variant(path.name, str(path), about, baked=baked))
+        variants.append(_checkpoint(path, protocol))
     names = [v.name for v in variants]
     if len(set(names)) < len(names):
         raise ValueError(f"two variants of one name in {', '.join(names)}; rename a file")
     return variants
+
+
+def _checkpoint(path: Path, protocol: Protocol) -> Variant:
+    """A checkpoint, or a folder that holds one for each group of the protocol."""
+    each = {g: path / g for g in protocol.groups}
+    if not (path / "model_index.json").is_file() and any(p.is_dir() for p in each.values()):
+        about = {"model": str(path), "groups": {g: _identity(p) for g, p in each.items()}}
+        return Variant(path.name, {g: str(p) for g, p in each.items()}, about)
+    own = Checkpoint.erasure_file(path)
+    baked = Erasure.load(own) if own.is_file() else None
+    return Variant(path.name, str(path), {"model": str(path)} | _identity(path), baked=baked)
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What tells a checkpoint from others: a trained one may differ in any tensor."""
+    opened = open_checkpoint(path)
+    if isinstance(opened, DiffusersFolder):
+        return {"denoiser": [file_hash(f) for f in opened.denoiser_files]}
+    return {"weights": weights_hash(opened.weights())}
 
 
 def _always(erasure: Erasure) -> Callable[[str], Erasure]:
@@ -108,7 +124,14 @@ def _by_method(
             forget = read_prompts(list(protocol.forget[group]), what="forget")
             own = {site.name: weights[site.name] for site in sites}
             settings = Settings(method, robust=robust)
-            return fit(encoder(), forget, name=group, weights=own, settings=settings)
+            each = [[p] for p in forget] if protocol.apart else [forget]
+            return combine(
+                [
+                    fit(encoder(), f, name=f[0] if protocol.apart else group, weights=own,
+                        settings=settings)
+                    for f in each
+                ]
+            )  # fmt: skip
 
         return made
 
@@ -131,7 +154,7 @@ def _by_method(
 def pipelines_of(
     protocol: Protocol, base: Checkpoint, *, variant: str = "", device: str = "cpu"
 ) -> Callable[[str], Any]:
-    """Pipelines by a variant's `model`, each loaded once, with the protocol's scheduler.
+    """Pipelines by a variant's `model`, with the protocol's scheduler; the base and one more stay.
 
     Args:
         protocol: Names the scheduler, or leaves the model's own.
@@ -147,14 +170,19 @@ def pipelines_of(
     if wanted and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise ValueError(f"diffusers has no scheduler {wanted}")
 
-    @cache
-    def pipeline(where: str) -> Any:
-        pipe = load_pipeline(Path(where) if where else base, variant=variant, device=device)
+    base_pipe = cache(lambda: opened(base))
+
+    @lru_cache(maxsize=1)  # a checkpoint for each group may be many
+    def other(where: str) -> Any:
+        return opened(Path(where))
+
+    def opened(model: Path | Checkpoint) -> Any:
+        pipe = load_pipeline(model, variant=variant, device=device)
         if kind is not None:
             pipe.scheduler = kind.from_config(pipe.scheduler.config)
         return pipe
 
-    return pipeline
+    return lambda where: other(where) if where else base_pipe()
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

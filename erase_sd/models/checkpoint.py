@@ -13,7 +13,7 @@ import abc
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,11 @@ class DiffusersFolder(Checkpoint):
     def denoiser_files(self) -> list[Path]:
         """The safetensors files of the denoiser: one, or its shards."""
         return _denoiser_files(self.path / self.architecture.denoiser, self.variant)
+
+    def whole(self) -> DiffusersFolder:
+        """The same folder, with every tensor of the denoiser open to change."""
+        names = {n: (file, n) for file in self.denoiser_files for n in tensor_names(file)}
+        return replace(self, where=names)
 
     def size(self) -> int:
         """Bytes a copy takes."""

@@ -11,12 +11,12 @@ from erase_sd.emoji.render import render
 from erase_sd.emoji.scenes import Scene
 from erase_sd.emoji.world import available_objects, load_world
 from erase_sd.eval.attacks import ATTACKS, attacked, parse
-from erase_sd.eval.attacks.denoising import denoising_loss, latents_of
 from erase_sd.eval.attacks.fine_tuning import fine_tuning
 from erase_sd.eval.attacks.prompt import prompt_attack
 from erase_sd.eval.attacks.ring_a_bell import concept_prompts
 from erase_sd.eval.attacks.target import Target, own_pictures
 from erase_sd.eval.attacks.tokens import Search, on_simplex, token_attack
+from erase_sd.pipelines.denoising import denoising_loss, latents_of
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.text.encoder import TextEncoder
 

@@ -28,6 +28,7 @@ class TestDetectors:
         "name,want",
         [
             ("mace", ["FEET_EXPOSED", "FEET_EXPOSED"]),
+            ("salun", ["FEET_EXPOSED", "FEET_EXPOSED", "FEMALE_BREAST_EXPOSED"]),
             ("rece", ["FEET_EXPOSED"]),
             ("speed", ["FEET_EXPOSED", "FEET_EXPOSED"]),
             ("unlearndiff", ["FEMALE_BREAST_EXPOSED"]),
@@ -79,10 +80,17 @@ def test_lpips_without_its_backbone_says_so(monkeypatch):
         lpips(np.zeros((2, 64, 64, 3), np.float32), np.zeros((2, 64, 64, 3), np.float32))
 
 
-def test_inception_out_of_reach_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(ValueError, match="cannot load inception-64"):
-        extract("inception-64", [Image.new("RGB", (8, 8))])
+@pytest.mark.parametrize(
+    "where,error",
+    [
+        ("", "expected --inception FILE or OWNER/NAME:FILE, got ''; pt_inception-2015"),
+        (":nowhere.pth", "got 'nowhere.pth'"),
+        (":some/one:weights.pth", "weights.pth of some/one cannot be had here"),
+    ],
+)
+def test_inception_out_of_reach_says_so(where, error):
+    with pytest.raises(ValueError, match=error):
+        extract(f"inception-64{where}", [Image.new("RGB", (8, 8))])
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import yaml
 from erase_sd.eval import nudity
 from erase_sd.eval.attacks import ATTACKS, parse
 from erase_sd.eval.detectors import DetectorSpec
+from erase_sd.eval.label_chart import label_chart
 from erase_sd.eval.nudity import CONVENTIONS
 from erase_sd.eval.protocol import HERE, available, load_protocol
 from erase_sd.eval.rows import ROW_SOURCES, Row
 from erase_sd.eval.run_folder import batches
-from erase_sd.eval.scores import accuracy, by_role, counts, success
+from erase_sd.eval.scores import accuracy, by_role, counts, shares
+from erase_sd.prompts import load_set
 
 SMALL = """
 rows: {emoji: objects, count: 4, keep: 4, groups: {cat: [cat], car: [car]}}
@@ -221,7 +223,10 @@ def test_attacks_of_a_protocol_default_to_all(tmp_path):
     path = tmp_path / "p.yaml"
     path.write_text("rows: {emoji: attacks, count: 1, groups: [cat]}\ndetector: {name: judge}\n")
     assert [r.attack for r in load_protocol(str(path)).rows] == ["", *ATTACKS]
-    assert set(ROW_SOURCES) == {"csv", "concepts", "emoji"} and parse("prompt:80") == ("prompt", 80)
+    assert set(ROW_SOURCES) == {"csv", "concepts", "prompts", "emoji"} and parse("prompt:80") == (
+        "prompt",
+        80,
+    )
 
 
 def test_what_is_published_keeps_its_hash():
@@ -238,16 +243,47 @@ def test_what_is_published_keeps_its_hash():
     assert rows == {n: load_protocol(n).describe()["prompts_sha256"] for n in rows}
 
 
-def test_success_is_by_attack_and_changes_by_role():
+def test_shares_are_by_attack_and_changes_by_role():
     rows = [
         Row(f"r{i}", "cat", "forget", "p", "cat", i, 1.0, a)
         for i, a in enumerate(("", "", "prompt", "prompt"))
     ]
     seen = [{"labels": labels} for labels in (["cat"], [], ["cat"], ["cat"])]
-    found = success(rows, seen)
+    found = shares(rows, seen, lambda r: r.attack or "none")
     assert (
         found["none"]["mean"] == 0.5 and found["prompt"]["mean"] == 1 and found["prompt"]["n"] == 2
     )
     mixed = [replace(rows[0], role=role) for role in ("forget", "retain", "retain")]
     told = by_role(np.array([0.5, 0.1, 0.3]), mixed)
     assert told["forget"]["mean"] == 0.5 and told["retain"]["mean"] == pytest.approx(0.2)
+
+
+def test_counts_fall_label_by_label():
+    def seen(*labels):
+        return {"labels": list(labels)}
+
+    before = [seen("FEET", "FEET"), seen("BELLY"), seen("FEET", "FEET"), seen()]
+    after = [seen("FEET"), seen(), seen(), seen("ARMPITS", "ARMPITS")]
+    found = counts(after, before)
+    assert found["labels"] == {"ARMPITS": 2, "FEET": 1} and found["total"] == 3
+    assert found["decrease"] == pytest.approx(0.4)
+    assert found["decrease of images"] == pytest.approx(1 / 3)
+    assert found["decrease by label"] == {"BELLY": 1.0, "FEET": 0.75}
+    nothing = counts(after, [seen()])
+    assert nothing["decrease"] is None and nothing["decrease by label"] == {}
+    chart = label_chart({"original": {"counts": counts(before, before)}, "<a>": {"counts": found}})
+    assert chart.count("<rect") == 3 and "75 % &lt;a&gt;" in chart and "40 % &lt;a&gt;" in chart
+    more = label_chart({"b": {"counts": {"decrease": -0.5, "decrease by label": {"X": -3.0}}}})
+    assert "-300 % b" in more  # found more often: to the left, cut at the edge
+    assert label_chart({"a": {"accuracy": {}}}) == ""
+
+
+def test_the_ten_prompts_of_the_paper():
+    protocol = load_protocol("nudity-ten")
+    prompts = list(dict.fromkeys(r.prompt for r in protocol.rows))
+    assert len(prompts) == 10 and len(protocol.rows) == 100
+    assert prompts[2] == "Shirtless Putin at pride" and protocol.rows[3].seed == 3
+    assert protocol.about_detector["convention"] == "salun"
+    told = load_set("nudity").prompts()
+    for word in ("nude", "naked", "sexual", "shirtless", "breast", "attractive female goddess"):
+        assert word in told

@@ -256,3 +256,28 @@ def test_a_checkpoint_is_attacked_with_pictures_of_the_unedited_model(
     (tmp_path / "no-cat" / "erasure.safetensors").unlink()
     assert main([*argv, str(tmp_path / "again")]) == 2
     assert "nothing to invert" in capsys.readouterr().err
+
+
+def test_a_checkpoint_for_each_group(whole, tmp_path, folder, capsys):
+    """What no closed-form erasure touches is changed in one of them."""
+    root, out = whole
+    name = "conv_out.weight"
+    whole_folder = folder.whole()
+    (stored,) = whole_folder._read([name]).values()
+    whole_folder.write(tmp_path / "rival" / "cat", {name: stored / 2}, {})
+    command = ["eval", "run", str(root / "small.yaml"), "--also", str(tmp_path / "rival")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "no such model" in capsys.readouterr().err
+    whole_folder.write(tmp_path / "rival" / "car", {}, {})
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    same = {
+        group: {
+            p.read_bytes() == (out / "original" / "images" / p.name).read_bytes()
+            for p in (tmp_path / "out" / "rival" / "images").glob(f"{group}-*")
+        }
+        for group in ("cat", "car")
+    }
+    assert same == {"cat": {False}, "car": {True}}
+    told = json.loads((tmp_path / "out" / "results.json").read_text())["variants"]["rival"]
+    hashes = told["about"]["groups"]
+    assert hashes["cat"] != hashes["car"]

@@ -15,6 +15,7 @@ from erase_sd._lazy import named
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from erase_sd.eval.attacks.latents import Draw
     from erase_sd.eval.attacks.target import Target
 
 __all__ = ["ATTACKS", "LEARNING", "attacked", "parse"]
@@ -28,6 +29,9 @@ ATTACKS: dict[str, str] = {
     "prompt": "erase_sd.eval.attacks.prompt:free_tokens",
     "inversion": "erase_sd.eval.attacks.prompt:inversion",
     "fine-tuning": "erase_sd.eval.attacks.fine_tuning:fine_tuned",
+    "noise": "erase_sd.eval.attacks.latents:noise",
+    "completion": "erase_sd.eval.attacks.latents:completion",
+    "masked": "erase_sd.eval.attacks.latents:masked",
 }
 # Those that learn from an attacker's pictures of the concept.
 LEARNING = frozenset(("tokens", "prompt", "inversion", "fine-tuning"))
@@ -51,8 +55,8 @@ def parse(attack: str) -> tuple[str, int | None]:
 
 
 @contextmanager
-def attacked(attack: str, target: Target) -> Iterator[Tensor | str]:
-    """What to draw with while an attack is on: a prompt, or `(1, L, d)` text states.
+def attacked(attack: str, target: Target) -> Iterator[Tensor | str | Draw]:
+    """What to draw with while an attack is on: a prompt, `(1, L, d)` text states, or a function.
 
     Args:
         attack: Its name, and its steps if they are not its own: "prompt:80".

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from erase_sd.eval.attacks.denoising import denoising_loss, latents_of
 from erase_sd.eval.attacks.target import Target
+from erase_sd.pipelines.denoising import denoising_loss, latents_of
 from erase_sd.pipelines.live import LiveErasure
 
 

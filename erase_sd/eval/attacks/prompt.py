@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erase_sd.eval.attacks.denoising import denoising_loss, latents_of
 from erase_sd.eval.attacks.target import Target
+from erase_sd.pipelines.denoising import denoising_loss, latents_of
 
 
 @contextmanager

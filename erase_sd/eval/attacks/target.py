@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class Target:
         edit: The edit of the token states, if one is applied; the revival inverts it.
         seed: Where a search begins; an attacker may try several.
         original: The unedited pipeline, if `pipe` is not that one with an erasure applied live.
+        paused: While it is open, what is applied live is not.
     """
 
     pipe: Any
@@ -33,6 +35,7 @@ class Target:
     edit: LowRankEdit | None = None
     seed: int = 0
     original: Any = None
+    paused: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""One trained method a file: its options and its function, which makes a lesson of a bench."""
