@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,98 +22,28 @@ from erase_sd.cli.common import quiet_libraries
 from erase_sd.emoji.judge import judge
 from erase_sd.emoji.models import EMOJI_SD
 from erase_sd.eval.attacks import attacked
+from erase_sd.eval.attacks.latents import Draw
 from erase_sd.eval.attacks.target import Target as Victim
 from erase_sd.pipelines.semantic_surgery import Gate, semantic_surgery
 from lab.page import MEASURED, Goal, fill, goal_table, table, tell, write_page
-from lab.study.measure import Setting, Study, pictures_of
-from lab.study.targets import Kind, Target, prompts_of, target
-
-PICTURES = 8  # of the concept, which an attacker that learns has
-ENOUGH = 0.5  # share at which a weaker attack leaves a stronger one nothing to show
-ROBUST = f"{DEFAULT}, robust"
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One attack.
-
-    Attributes:
-        has: What the attacker has.
-        name: What he does with it.
-        attack: Its name and steps in `erase_sd.eval.attacks`; None draws prompts as they are.
-        starts: Searches from several starts; the best counts.
-        weaker: The attack that it repeats with more effort; it is not run where that one brings a
-            concept back in half of the images.
-    """
-
-    has: str
-    name: str
-    attack: str | None = None
-    starts: int = 1
-    weaker: str | None = None
-
-
-OWN, NAMES = "its own prompts", "other names"
-RUNGS = (
-    Rung("text", OWN),
-    Rung("text", NAMES),
-    Rung("text", "Ring-A-Bell's search", "ring-a-bell"),
-    Rung("weights", "five tokens of the vocabulary, 40 steps", "tokens:40"),
-    Rung("weights", "five free embeddings, 40 steps", "prompt:40"),
-    Rung(
-        "weights",
-        "the same, 200 steps, best of 3 starts",
-        "prompt:200",
-        starts=3,
-        weaker="five free embeddings, 40 steps",
-    ),
-    Rung("training", "keys and values tuned, 100 steps", "fine-tuning:100"),
+from lab.rungs import (
+    CONCEPTS,
+    ENOUGH,
+    GATES,
+    NAMES,
+    OWN,
+    PICTURES,
+    ROBUST,
+    RUNGS,
+    SURGERY,
+    Defence,
+    Rung,
+    defences,
 )
-CONCEPTS: tuple[tuple[Kind, str], ...] = (
-    ("object", "cat"),
-    ("object", "pizza"),
-    ("object", "car"),
-    ("object", "rocket"),
-    ("object", "cake"),
-    ("object", "church"),
-    ("object", "horse"),
-    ("object", "umbrella"),
-    ("family", "weapon"),
-    ("family", "alcohol"),
-    ("artist", "noto"),
-    ("artist", "fluent"),
-)
-SURGERY = "semantic surgery"
-GATES = (Gate(), Gate(bias=-0.2), Gate(bias=-0.3))  # tried on other concepts
+from lab.study.measure import GUIDANCE, Study, pictures_of
+from lab.study.targets import Target, prompts_of, target
 
-
-@dataclass(frozen=True)
-class Defence:
-    """What stands between the attacker and the concept.
-
-    Attributes:
-        name: For the page.
-        method: Of an erasure; None erases nothing.
-        setting: Its options.
-        gate: Of Semantic Surgery instead.
-    """
-
-    name: str
-    method: str | None = None
-    setting: Setting | None = None
-    gate: Gate | None = None
-
-
-def defences(settings: Mapping[str, Mapping[str, Any]], gate: Gate) -> list[Defence]:
-    """What is attacked: methods at the settings that the study found for objects."""
-    rivals = [Defence(m, m, settings.get(m, {})) for m in ("unlink", "uce", "trce")]
-    return [
-        Defence("nothing erased"),
-        *rivals,
-        Defence(SURGERY, gate=gate),
-        Defence(DEFAULT, DEFAULT, {}),
-        Defence(ROBUST, DEFAULT, {"robust": True}),
-    ]
+Told = Sequence[str] | torch.Tensor | Draw
 
 
 @contextmanager
@@ -129,21 +59,24 @@ def standing(study: Study, defence: Defence, t: Target) -> Iterator[None]:
 
 
 @torch.no_grad()
-def shown(study: Study, t: Target, told: Sequence[str] | torch.Tensor, count: int) -> float:
+def shown(study: Study, t: Target, told: Told, count: int) -> float:
     """Share of `count` images in which the judge finds a concept.
 
     Args:
         study: Model and judge.
         t: The concept.
-        told: Prompts, drawn in turn, or `(1, L, d)` text states.
+        told: Prompts, drawn in turn, `(1, L, d)` text states, or what draws by itself.
         count: Images.
     """
-    if not isinstance(told, torch.Tensor):
-        cycle = [told[i % len(told)] for i in range(count)]
-        states = study.pipe.encode_prompt(cycle, study.pipe.device, 1, False)[0]
+    if callable(told):
+        images = told(list(range(5000, 5000 + count)), study.steps, GUIDANCE)
     else:
         states = told
-    seen = judge(study.draw([""] * count, 5000, states=states))
+        if not isinstance(states, torch.Tensor):
+            cycle = [told[i % len(told)] for i in range(count)]
+            states = study.pipe.encode_prompt(cycle, study.pipe.device, 1, False)[0]
+        images = study.draw([""] * count, 5000, states=states)
+    seen = judge(images)
     wanted = {want for _, want in prompts_of(t)["forget"]}
     hits = [bool(wanted & {a, b}) for a, b in zip(seen.top, seen.artist, strict=True)]
     return float(np.mean(hits))
@@ -157,6 +90,8 @@ def climb(study: Study, rung: Rung, defence: Defence, t: Target, count: int) -> 
     if key in study.journal:
         return float(study.journal.get(key))
     prompts = prompts_of(t)
+    if defence.gate and rung.has == "latents":  # the original's half would be gated as well
+        return float("nan")
     with standing(study, defence, t):
         if rung.attack is None:
             pairs = prompts["forget"] if rung.name == OWN else prompts.get("synonym", [])
@@ -170,6 +105,7 @@ def climb(study: Study, rung: Rung, defence: Defence, t: Target, count: int) -> 
                 prompts["forget"][0][0],
                 pictures_of(t, PICTURES),
                 seed=seed,
+                paused=study.live.paused,
             )
             with attacked(rung.attack, victim) as found:
                 told = [found] if isinstance(found, str) else found
@@ -222,7 +158,8 @@ def share(cells: Cells, rung: Rung, defence: str) -> tuple[float, bool]:
     own = cells[rung.name, defence]
     weaker = cells[rung.weaker, defence] if rung.weaker else own
     values = [weaker[n] if v is None else v for n, v in own.items()]
-    return float(np.nanmean([v for v in values if v is not None])), None in own.values()
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan, None in own.values()
 
 
 def goals(cells: Cells) -> list[Goal]:
@@ -241,10 +178,11 @@ def goals(cells: Cells) -> list[Goal]:
 
 def ladder_table(cells: Cells, names: Sequence[str]) -> str:
     """Markdown: a line an attack, a column a defence."""
-    rows = []
+    rows: list[list[str]] = []
     for rung in RUNGS:
         told = [share(cells, rung, name) for name in names]
-        rows.append([rung.has, rung.name, *(f"{'≥ ' if s else ''}{v:.2f}" for v, s in told)])
+        line = ("–" if math.isnan(v) else f"{'≥ ' if s else ''}{v:.2f}" for v, s in told)
+        rows.append([rung.has, rung.name, *line])
     return table(["attacker has", "attack", *names], rows)
 
 

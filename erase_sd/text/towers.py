@@ -172,8 +172,8 @@ class LoadedTower:
         if self.spec.taps:
             return torch.cat([out.hidden_states[k].float().cpu() for k in self.spec.taps], dim=-1)
         if self.spec.layer == -1 and self.spec.kind != "llm":
-            return out.last_hidden_state.float().cpu()  # type: ignore[no-any-return]
-        return out.hidden_states[self.spec.layer].float().cpu()  # type: ignore[no-any-return]
+            return out.last_hidden_state.float().cpu()
+        return out.hidden_states[self.spec.layer].float().cpu()
 
     def _lines(self, prompts: Sequence[str], length: int | None) -> Lines:
         """Prompts between BOS, of CLIP, and EOS."""

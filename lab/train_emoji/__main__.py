@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,15 +37,11 @@ def unpack(work: Trainer, weights: Path) -> None:
 
 
 def run(work: Trainer, stages: Iterable[str]) -> None:
-    """Run stages in order; add each one's seconds to `seconds.json`."""
-    clock = work.out / "seconds.json"
+    """Run stages in order; each one's seconds are added up in `seconds.json`."""
     for stage in stages:
-        seconds = json.loads(clock.read_text()) if clock.exists() else {}
-        clock.write_text(json.dumps(seconds))
-        start = time.monotonic()
+        work.clock.start(stage)
         resolve(RUN[stage])(work)
-        seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start)
-        clock.write_text(json.dumps(seconds))
+        work.clock.tick()
 
 
 def _parser() -> argparse.ArgumentParser:

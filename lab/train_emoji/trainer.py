@@ -29,6 +29,37 @@ from lab.train_emoji.plan import PLANS, Plan, stage_id
 from lab.train_emoji.tokenizer import WORDS, build_tokenizer
 
 
+class Clock:
+    """Seconds that each stage took, over all interruptions, in a JSON file.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stage, self._since = "", 0.0
+
+    def start(self, stage: str) -> None:
+        """From now on time counts for this stage."""
+        self._stage, self._since = stage, time.monotonic()
+        self._add(0.0)
+
+    def tick(self) -> None:
+        """Note what has passed since the last time; without a stage there is nothing to note."""
+        if self._stage:
+            now = time.monotonic()
+            self._add(now - self._since)
+            self._since = now
+
+    def _add(self, seconds: float) -> None:
+        told = json.loads(self.path.read_text()) if self.path.exists() else {}
+        told[self._stage] = round(told.get(self._stage, 0) + seconds, 1)
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text(json.dumps(told))
+        os.replace(draft, self.path)
+
+
 class Trainer:
     """Work folder, device, seed and plan."""
 
@@ -51,6 +82,7 @@ class Trainer:
         if steps:
             self.plan["unet"] = replace(self.plan["unet"], steps=steps)
         self.world = load_world()
+        self.clock = Clock(out / "seconds.json")
         out.mkdir(parents=True, exist_ok=True)
         # A trapezoid may be lengthened or cut short while it is level: its length is no part of
         # what the run is.
@@ -121,6 +153,7 @@ class Trainer:
                     raise RuntimeError(f"{stage}: the loss became {mean['loss']} at step {step}")
             if time.monotonic() - saved > save_every:
                 state.save(step + 1)
+                self.clock.tick()
                 saved = time.monotonic()
         state.save(plan.steps)
 

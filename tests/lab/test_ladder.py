@@ -6,20 +6,8 @@ import pytest
 
 from erase_sd.algebra.methods import DEFAULT
 from erase_sd.emoji.judge import judge
-from lab.ladder import (
-    NAMES,
-    OWN,
-    ROBUST,
-    RUNGS,
-    Defence,
-    Rung,
-    climb,
-    defences,
-    goals,
-    ladder_table,
-    measure,
-    share,
-)
+from lab.ladder import climb, goals, ladder_table, measure, share
+from lab.rungs import NAMES, OWN, ROBUST, RUNGS, Defence, Rung, defences
 from lab.study.measure import Study, pictures_of
 from lab.study.targets import target
 

@@ -21,7 +21,7 @@ from lab.train_emoji.plan import CONTINUED, PLANS, STAGES, TRAINED, USUAL, Plan,
 from lab.train_emoji.sprites import build_sprites
 from lab.train_emoji.stages import RUN
 from lab.train_emoji.stages.judge2 import disturbed
-from lab.train_emoji.trainer import Trainer
+from lab.train_emoji.trainer import Clock, Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +155,18 @@ def test_a_state_of_a_run_is_one_file_of_known_parts(tmp_path):
         == 40
     )
     assert [round(long.schedule(x), 3) for x in (0, 0.5, 0.85, 1)] == [1, 1, 0.52, 0.02]
+
+
+def test_the_clock_counts_over_interruptions(tmp_path, monkeypatch):
+    now = iter((100.0, 107.5, 200.0, 203.0, 300.0))
+    monkeypatch.setattr("lab.train_emoji.trainer.time.monotonic", lambda: next(now))
+    for stage in ("unet", "unet"):  # two processes: what passed after the last tick is lost
+        clock = Clock(tmp_path / "seconds.json")
+        clock.tick()
+        clock.start(stage)
+        clock.tick()
+    clock.start("export")
+    assert json.loads((tmp_path / "seconds.json").read_text()) == {"unet": 10.5, "export": 0.0}
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):

@@ -102,6 +102,7 @@ _ALL = (
         "words",
         f"{_UNLINK}, Eq. 14-15, corrected: see docs/methods.md",
         retain="background",
+        tokens="balanced",
         contexts=_SENTENCES,
         strength=1.25,
         style={"share": 0.03},
@@ -112,6 +113,7 @@ _ALL = (
         "every direction with a gain of its own, by least squares; nothing is overshot",
         "this project: docs/methods.md",
         retain="background",
+        tokens="balanced",
         contexts=_SENTENCES,
     ),
     Method(

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erase_sd.pipelines.denoising import denoising_loss, latents_of
 from erase_sd.eval.attacks.prompt import prompt_ids, tokens_in_place
 from erase_sd.eval.attacks.target import Target
+from erase_sd.pipelines.denoising import denoising_loss, latents_of
 
 _CANDIDATES = 8  # rounded prompts that are compared at the end
 
