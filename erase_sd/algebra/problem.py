@@ -83,8 +83,9 @@ class Problem:
 
 NULL_ENERGY = 1e-10  # share of the empty prompt's squared norm that may be given up
 NAMED_ENERGY = 1e-4  # the same of the named prompts'
-OTHERS_ROOM = 0.125  # share of the free directions that other layers' empty prompt may take
-NAMED_ROOM = 0.5  # the same for the named prompts
+NAMED_ROOM = 0.5  # share of the free directions that these may take
+RESERVED = 64  # free directions that other layers' empty prompt leaves alone
+OTHERS_ROOM = 0.125  # share that it may take of those beyond
 
 
 def complement(rows: Tensor, width: int, *, energy: float = NULL_ENERGY) -> Tensor:
@@ -105,9 +106,9 @@ def complement(rows: Tensor, width: int, *, energy: float = NULL_ENERGY) -> Tens
 def unprotected(problem: Problem, *, named: bool = False) -> Tensor:
     """Orthonormal basis `(d, m)` of the directions an edit may read.
 
-    Orthogonal to it lie the empty prompt's states; those of other layers as well, but in an encoder
-    so narrow that they would take more than an eighth of the room only their strongest directions:
-    the rest holds a millionth of them, and what nobody listed would pay for it.
+    Orthogonal to it lie the empty prompt's states, and those of other layers. In an encoder so
+    narrow that the latter would crowd out the concepts (fewer than some 700 directions for CLIP's
+    77 states) only their strongest directions are protected.
 
     Args:
         problem: Its `null`, `other_nulls` and `named` are used.
@@ -116,25 +117,26 @@ def unprotected(problem: Problem, *, named: bool = False) -> Tensor:
             their strongest directions are kept. What nobody listed pays for it.
     """
     free = complement(problem.null, problem.width)
-    free = _without(free, problem.other_nulls, energy=NULL_ENERGY, room=OTHERS_ROOM)
+    room = int(OTHERS_ROOM * (free.shape[1] - RESERVED))
+    free = _without(free, problem.other_nulls, energy=NULL_ENERGY, most=room)
     if named:
-        free = _without(free, problem.named, energy=NAMED_ENERGY, room=NAMED_ROOM)
+        room = int(NAMED_ROOM * free.shape[1])
+        free = _without(free, problem.named, energy=NAMED_ENERGY, most=room)
     return free
 
 
-def _without(free: Tensor, rows: Tensor, *, energy: float, room: float) -> Tensor:
+def _without(free: Tensor, rows: Tensor, *, energy: float, most: int) -> Tensor:
     """The directions of `free (d, m)` but for the strongest of `rows (n, d)`.
 
     Args:
         free: Orthonormal.
         rows: What to take out, to a share `energy` of their part in `free`.
         energy: See `rows`.
-        room: Share of the directions that they may take at most.
+        most: How many directions they may take, if it is more than one.
     """
     if not len(rows):
         return free
     basis = orthonormal(rows @ free, energy=energy)
-    # Ascending: the strongest are last.
-    basis = basis[:, -max(1, int(room * free.shape[1])) :]
+    basis = basis[:, -max(1, most) :]  # ascending: the strongest are last
     full, _ = torch.linalg.qr(basis, mode="complete")
     return free @ full[:, basis.shape[1] :]

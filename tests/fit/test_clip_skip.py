@@ -25,9 +25,11 @@ def last_alone(embedded):
 
 class TestTheEdit:
     def test_what_is_protected_stays_in_both_layers(self, cat, encoder):
+        """Exactly in the layer that all hosts feed; in this narrow encoder to 3 % in the other."""
         assert cat.concepts[0].layers == encoder.layers == (-1, -2)
-        for states in encoder.encode([""]).layers:
-            assert float(change(cat.edit, states.rows("all")).max()) < 1e-3
+        own, other = (s.rows("all") for s in encoder.encode([""]).layers)
+        assert float(change(cat.edit, own).max()) < 1e-4
+        assert float(change(cat.edit, other).max()) < 0.03
 
     def test_what_is_named_is_protected_in_both_layers(self, encoder, weights):
         settings = Settings.of(protect_named=True)
@@ -50,9 +52,9 @@ class TestTheEdit:
         own, other = (s.rows("last-subject") for s in encoder.encode(["cat"]).layers)
         assert float(residual(edit, own).max()) < 1e-4 < 0.1 < float(residual(edit, other).max())
         null = [float(change(edit, s.rows("all")).max()) for s in encoder.encode([""]).layers]
-        assert null[0] < 1e-3 < 0.01 < null[1]
+        assert null[0] < 1e-4 < 0.1 < null[1]
 
-    @pytest.mark.parametrize("method", ["uce", "unlink-deflated", "leace", "soft"])
+    @pytest.mark.parametrize("method", ["unlink", "unlink-deflated", "leace", "soft"])
     def test_every_method_is_told_of_both_layers(self, method, encoder, last_alone):
         both, one = (fit(e, ["cat"], settings=Settings(method)).edit for e in (encoder, last_alone))
         skipped = encoder.encode(["cat"]).others[0].rows("last-subject")
@@ -77,8 +79,8 @@ class TestWhatIsSaid:
         assert not any("CLIP skip" in line for line in certificate_lines(concept))
 
 
-def seen(pipe, encoder, prompt, *, skip, count=12):
-    """Share of pictures in which the judge sees the prompt's thing, fed by either layer."""
+def seen(pipe, encoder, prompt, want, *, skip, count=12):
+    """Share of pictures in which the judge sees a thing, the prompt fed by either layer."""
     states, null = (encoder.encode([p]).layers[skip - 1].states for p in (prompt, ""))
     images = pipe(
         prompt_embeds=states.expand(count, -1, -1),
@@ -87,18 +89,16 @@ def seen(pipe, encoder, prompt, *, skip, count=12):
         num_inference_steps=12,
         guidance_scale=3.0,
     ).images
-    return sum(top == prompt.split()[-1] for top in judge(images).top) / count
+    return sum(top == want for top in judge(images).top) / count
 
 
-def test_the_concept_is_gone_from_pictures_under_clip_skip_2(
-    pipe, encoder, cat, last_alone, weights
-):
-    alone = fit(last_alone, ["cat", "kitten"], name="cat", weights=weights)
+def test_the_concept_is_gone_from_pictures_under_clip_skip_2(pipe, encoder, last_alone, weights):
+    both, alone = (fit(e, ["cat"], weights=weights) for e in (encoder, last_alone))
     live = LiveErasure.of(pipe)
-    assert seen(pipe, encoder, "a photo of a cat", skip=2) > 0.8
+    assert seen(pipe, encoder, "a kitten", "cat", skip=2) > 0.7
     live.add(alone)
-    assert seen(pipe, encoder, "a photo of a cat", skip=2) > 0.4  # what the second layer is for
+    assert seen(pipe, encoder, "a kitten", "cat", skip=2) > 0.4  # what the second layer is for
     live.take()
-    live.add(cat)
-    assert seen(pipe, encoder, "a photo of a cat", skip=2) < 0.2
-    assert seen(pipe, encoder, "a photo of a dog", skip=2) > 0.8
+    live.add(both)
+    assert seen(pipe, encoder, "a kitten", "cat", skip=2) < 0.2
+    assert seen(pipe, encoder, "a photo of a dog", "dog", skip=2) > 0.7
