@@ -114,6 +114,19 @@ def tune(study: Study, plan: Plan) -> Best:
     return best
 
 
+def settings_of(path: Path, plan: Plan) -> Best:
+    """The settings that an earlier page found; methods that it lacks stand at their defaults.
+
+    Raises:
+        ValueError: If it is no page of a study.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return {kind: {m: told[kind].get(m, {}) for m in plan.grids} for kind in plan.tune}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"expected the JSON of a method study, got {path}: {error}") from error
+
+
 def measure(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
     """All test edits: every method tuned, and the default and two rivals as published."""
     jobs = []
@@ -178,6 +191,7 @@ def study_page(
     out: Path,
     *,
     before: Mapping[str, Any] | None = None,
+    settings: Path | None = None,
 ) -> int:
     """Write `method-study.md`, `.json` and `.png`; 0 if every goal is met, 1 if not.
 
@@ -188,6 +202,7 @@ def study_page(
         attacks: The attacks.
         out: Folder of the page.
         before: What the page had on other methods (see `earlier`).
+        settings: Page that the settings were taken from instead of searched.
     """
     numbers: dict[str, Numbers] = {kind: numbers_of(entries, kind) for kind in plan.test}
     if before:
@@ -198,23 +213,19 @@ def study_page(
                 best[kind] = {**before["settings"][kind], **best[kind]}
         attacks = [*attacks, *before["attacks"]]
     reached = goals(numbers)
-    command = [
-        "python",
-        "-m",
-        "lab.method_study",
-        "--seeds",
-        plan.seeds,
-        "--tune-seeds",
-        plan.tune_seeds,
-    ]
+    command = f"python -m lab.method_study --seeds {plan.seeds} --tune-seeds {plan.tune_seeds}"
+    others = ", ".join(n for names in plan.tune.values() for n in names)
+    if settings:
+        command += f" --settings {shlex.quote(str(settings))}"
+        others += "; before these weights were trained"
     text = fill(
         "method-study",
-        shlex.join(str(part) for part in command),
+        command,
         steps=STEPS,
         guidance=GUIDANCE,
         seeds=plan.seeds,
         directions=DIRECTIONS,
-        others=", ".join(n for names in plan.tune.values() for n in names),
+        others=others,
         goals=goal_table(reached),
         tables="\n\n".join(
             _section(k, names, numbers[k], entries) for k, names in plan.test.items()
@@ -259,6 +270,12 @@ def main(argv: list[str] | None = None) -> int:
         choices=list(GRIDS),
         help="measure this method alone and keep the page's other rows; repeatable",
     )
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="JSON",
+        help="take each method's setting from an earlier page instead of searching it",
+    )
     args = parser.parse_args(argv)
     quiet_libraries()
     plan = whole_plan(args.seeds, args.tune_seeds)
@@ -267,9 +284,10 @@ def main(argv: list[str] | None = None) -> int:
         before = earlier(args.out, args.method)
         plan = replace(plan, grids={m: GRIDS[m] for m in args.method})
     study = Study(args.work, args.model)
-    best = tune(study, plan)
+    best = settings_of(args.settings, plan) if args.settings else tune(study, plan)
     entries = measure(study, plan, best)
-    return study_page(plan, best, entries, attack(study, plan, best), args.out, before=before)
+    attacks = attack(study, plan, best)
+    return study_page(plan, best, entries, attacks, args.out, before=before, settings=args.settings)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "clip": Plan(1_300, 128, 1e-3),
         "vision": Plan(800, 128, 1e-3),
         "judge": Plan(3_000, 64, 2e-3),
-        "judge2": Plan(1_000, 48, 2e-3),
+        "judge2": Plan(4_000, 48, 2e-3),
         "unet": Plan(5_000, 64, 6e-4),
     },
     # More of the generator and the image tower, from weights that exist (`--init`); the rest stays.

@@ -10,7 +10,7 @@ from erase_sd.algebra.methods import METHODS
 from erase_sd.emoji.judge import judge
 from erase_sd.emoji.world import load_world
 from erase_sd.eval.metrics import frechet_distance
-from lab.method_study import Plan, attack, measure, study_page, tune, whole_plan
+from lab.method_study import Plan, attack, measure, settings_of, study_page, tune, whole_plan
 from lab.study.grids import GRIDS
 from lab.study.measure import Job, Study, on_directions, renders_of
 from lab.study.page import OWN, attack_table, goals, method_table, numbers_of, summary
@@ -124,6 +124,16 @@ def test_a_whole_small_study_and_its_page(study, tmp_path, capsys):
     with pytest.raises(KeyError):
         study_page(plan, best, entries, attacks, tmp_path)  # goals want every kind
     assert len(goals(numbers)) == 8 and OWN in method_table(numbers["object"])
+
+
+def test_settings_of_an_earlier_page_replace_the_search(tmp_path):
+    page = tmp_path / "page.json"
+    page.write_text(json.dumps({"settings": {"object": {"unlink": {"rank": 2}}}}))
+    assert settings_of(page, TINY) == {"object": {"rayleigh": {}, "unlink": {"rank": 2}}}
+    page.write_text("[]")
+    for bad in (page, tmp_path / "none.json"):
+        with pytest.raises(ValueError, match="expected the JSON of a method study"):
+            settings_of(bad, TINY)
 
 
 def test_scores_are_what_the_pictures_show(study):
