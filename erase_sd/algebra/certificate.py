@@ -93,7 +93,8 @@ def certify(
 
     Returns:
         JSON-ready numbers: `rank`; `norm` (‖T‖₂); `null_change`, the largest relative change of an
-        empty prompt's state; `forget_residual`, the share of the forget rows' norm that is left;
+        empty prompt's state; `other_null_change`, the same in other layers, if there are any;
+        `forget_residual`, the share of the forget rows' norm that is left;
         `retain_drift`, root mean square relative change of ordinary prompts, both of the layer
         where they are worst; `kept_drift`, the same for the worst prompt named to keep; `spectrum`,
         top eigenvalue shares of the first layer's forget features; and `angle`, degrees between
@@ -109,12 +110,14 @@ def certify(
     report: dict[str, Any] = {
         "rank": edit.rank,
         "norm": edit.norm,
-        "null_change": float(change(edit, problem.nulls).max()) if len(problem.nulls) else 0.0,
+        "null_change": float(change(edit, problem.null).max()) if len(problem.null) else 0.0,
         "forget_residual": max(energy_share(f.gram, T) for f, _ in layers),
         "retain_drift": max(energy_share(o.gram, moved) for _, o in layers),
         "kept_drift": float(change(edit, problem.kept).max()) if len(problem.kept) else 0.0,
         "spectrum": [round(float(v), 6) for v in spectrum[:8] / spectrum.sum()],
     }
+    if len(problem.other_nulls):
+        report["other_null_change"] = float(change(edit, problem.other_nulls).max())
     values, vectors = torch.linalg.eigh(ordinary.matrix)
     span = vectors[:, values.clamp(min=0).cumsum(0) > 0.1 * values.clamp(min=0).sum()]
     inside = float((span.T @ forget.subspace(1)).norm().clamp(max=1))

@@ -43,7 +43,11 @@ def certificate_lines(concept: ErasedConcept) -> list[str]:
             "gone"
         )
     if len(concept.layers) > 1:
-        lines.append(f"holds for {layers_text(concept.layers)}; figures are the worse one's")
+        other = certificate.get("other_null_change", 0)
+        lines.append(
+            f"holds for {layers_text(concept.layers)}, figures are the worse one's; under "
+            f"{-concept.layers[-1]} the empty prompt moves {other:.2%}"
+        )
     if strength != 1:
         lines.append(
             f"strength {strength:g}: "

@@ -25,9 +25,6 @@ NEAR = 0.9  # cosine above which a background prompt counts as the concept itsel
 # How much a user's retain prompts weigh beside the background: enough that thousands of words do
 # not drown them, too little to crowd out the concept's own directions when many concepts go.
 OWN = 0.1
-# The same of the layers that a host may feed besides: what every host feeds by default must not
-# pay for them.
-OTHERS = 0.1
 DRAWN = 0.2  # share of the background that a concept is set apart from
 COMPARED = 32  # words of it that are put in sentences which no edit is made from
 HELD_OUT = ("a {} on a table", "a small {} in the sky")
@@ -84,12 +81,6 @@ class Apartness:
     contrast: Tensor
     held_out: Tensor
     drawn: Tensor
-
-
-def _retained(layers: Sequence[SecondMoment]) -> SecondMoment:
-    """What is to be kept of all layers; the architecture's own, the first, counts in full."""
-    own, *others = layers
-    return together([own, *(moment.weighing(OTHERS * moment.count) for moment in others)])
 
 
 def _equally(rows: Tensor, values: Sequence[Tensor]) -> Tensor:
@@ -164,16 +155,16 @@ class Task:
             listed = self.encoder.moments(
                 self.retain_prompts, self.tokens, progress="retain prompts"
             )
-            return {stream: _retained(layers) for stream, layers in listed.items()}
+            return {stream: together(layers) for stream, layers in listed.items()}
         if self.retain_source == "none":
             return {
                 stream: SecondMoment.zeros(width) for stream, width in self.encoder.widths.items()
             }
-        kept = {stream: _retained(layers) for stream, layers in self.ordinary.items()}
+        kept = {stream: together(layers) for stream, layers in self.ordinary.items()}
         if self.retain:
             own = self.encoder.moments(list(self.retain), RULE, progress="retain prompts")
             kept = {
-                stream: moment + _retained(own[stream]).weighing(OWN * moment.count)
+                stream: moment + together(own[stream]).weighing(OWN * moment.count)
                 for stream, moment in kept.items()
             }
         return kept

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from erase_sd import verify
 from erase_sd.algebra.certificate import change, residual
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import certificate_lines
@@ -72,6 +73,11 @@ class TestWhatIsSaid:
     def test_the_file_keeps_the_layers(self, cat, tmp_path):
         again = Erasure.load(cat.save(tmp_path / "e.safetensors"))
         assert again.concepts[0].layers == (-1, -2)
+
+    def test_verify_checks_and_names_both_layers(self, cat, tmp_path):
+        result = verify(cat.save(tmp_path / "e.safetensors"))
+        assert result.passed and result.json()["layers"] == [-1, -2]
+        assert any("CLIP skip 1 and 2" in line for line in result.lines())
 
     def test_an_encoder_of_one_layer_says_nothing_of_skips(self, last_alone):
         (concept,) = fit(last_alone, ["cat"]).concepts
