@@ -1,6 +1,7 @@
 """Parsers of files that may come from strangers: whatever the bytes, a result or one ValueError."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -15,7 +16,9 @@ from erase_sd.eval.protocol import load_protocol
 from erase_sd.eval.report import page, table
 from erase_sd.eval.run_folder import results_of, understood
 from erase_sd.models.checkpoint import DiffusersFolder
+from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import SingleFile
+from erase_sd.models.tensor_files import read_tensors, stream_tensors
 from erase_sd.prompts import load_set, read_prompts, read_yaml
 from lab.faults.changes import ODD, bytes_changed, header_changed, value_changed
 from lab.shapes import write_folder, write_single
@@ -150,3 +153,26 @@ def test_yaml_that_is_not_plain_is_one_line(tmp_path, text):
     with pytest.raises(ValueError, match="not valid YAML") as caught:
         read_yaml(path, "a prompt set")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_has_no_end_is_refused_at_once(kind, tmp_path):
+    path = tmp_path / "m.safetensors"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    yaml = tmp_path / "m.yaml"
+    os.link(path, yaml, follow_symlinks=False)
+    for read in (
+        Erasure.load,
+        open_checkpoint,
+        results_of,
+        lambda p: read_tensors(p, ["a"]),
+        lambda p: list(stream_tensors(p)),
+        lambda _: load_set(str(yaml)),
+        lambda _: load_protocol(str(yaml)),
+        lambda p: read_prompts([f"file:{p}"], what="forget"),
+    ):
+        with pytest.raises(ValueError):
+            read(path)
