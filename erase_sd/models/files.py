@@ -104,6 +104,8 @@ def _place(
         check_target(target, force=force)
         if target.is_dir() and not (staging.path / name).is_dir():
             raise FileExistsError(f"{target} is a folder; name a file")
+        if target.is_file() and (staging.path / name).is_dir():
+            raise FileExistsError(f"{target} is a file; name a folder")
         moves.append(Move(target.name, name, inode(staging.path / name)))
     moves += [
         Move(old.name, str(i), inode(old), goes=True)
