@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.models.embedded import EMBEDDED
@@ -30,9 +30,16 @@ class Result(Protocol):
         """For people."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are told as all others are: in one line, without raw escapes."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
 def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser that shows examples and keeps their layout."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"erase-concept {command}",
         description=description,
         epilog=f"examples:\n{examples}",

@@ -81,6 +81,8 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _picture(path: Path, size: int = 96) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path} is no picture")
     with Image.open(path) as image:
         small = image.convert("RGB")
         if small.width > 2 * size:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from erase_sd.models.leftovers import sweep
 from erase_sd.models.placing import Move, inode, leave, named, own_name, place, settle, take_turn
-from erase_sd.models.staging import Staging, logger, sync
+from erase_sd.models.staging import JOURNAL, Staging, logger, sync
 
 PROVENANCE = "erasure.json"  # beside model_index.json; diffusers ignores it
 
@@ -85,6 +85,7 @@ def atomic_paths(
         take_turn(staging, main)
         _place(staging, dict(zip(names, targets, strict=True)), gone, force=force)
         try:
+            (staging.path / JOURNAL).unlink(missing_ok=True)  # all it says is done
             sync(main.parent)
             leave(staging)
         except OSError as error:
@@ -104,6 +105,8 @@ def _place(
         check_target(target, force=force)
         if target.is_dir() and not (staging.path / name).is_dir():
             raise FileExistsError(f"{target} is a folder; name a file")
+        if target.is_file() and (staging.path / name).is_dir():
+            raise FileExistsError(f"{target} is a file; name a folder")
         moves.append(Move(target.name, name, inode(staging.path / name)))
     moves += [
         Move(old.name, str(i), inode(old), goes=True)

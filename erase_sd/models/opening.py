@@ -31,6 +31,8 @@ def open_checkpoint(
         return DiffusersFolder.open(path, variant=variant)
     if not path.exists():
         raise ValueError(f"no such model: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
     if is_pickle(path.name):
         if not allow_pickle:
             raise ValueError(

@@ -30,7 +30,18 @@ class Staging:
 
     def __init__(self, place: Path) -> None:
         self._made = _make(place)
-        self.path, self._descriptor = _claimed(place)
+        try:
+            self.path, self._descriptor = _claimed(place)
+        except BaseException:
+            self._unmake()
+            raise
+
+    def _unmake(self) -> None:
+        for folder in reversed(self._made):
+            try:
+                folder.rmdir()
+            except OSError:  # the result stands there, or another's
+                break
 
     def close(self) -> None:
         """Remove the folder, and what was made on the way to it if that is empty."""
@@ -40,11 +51,7 @@ class Staging:
             discard(self.path)
         if self._descriptor is not None:
             os.close(self._descriptor)
-        for folder in reversed(self._made):
-            try:
-                folder.rmdir()
-            except OSError:  # the result stands there, or another's
-                break
+        self._unmake()
 
 
 def free_name(place: Path) -> Path:
@@ -80,6 +87,9 @@ def _claimed(place: Path) -> tuple[Path, int | None]:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
             continue  # taken for a dead one's between these two lines
+        except BaseException:
+            folder.rmdir()
+            raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

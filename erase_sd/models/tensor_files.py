@@ -32,6 +32,7 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: If the file is damaged or lacks one of them.
     """
+    _regular(path)
     try:
         with safe_open(path, "pt") as f:
             return {name: f.get_tensor(name) for name in names}
@@ -45,11 +46,18 @@ def tensor_names(path: Path) -> list[str]:
     Raises:
         ValueError: If it is not one, or is truncated.
     """
+    _regular(path)
     try:
         with safe_open(path, "pt") as f:
             return list(f.keys())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
+
+
+def _regular(path: Path) -> None:
+    """Refuse pipes and devices, whose opening or reading has no end."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
 
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}

@@ -221,7 +221,7 @@ def read_yaml(path: Path, what: str) -> Any:
         return yaml.load(read_text(path, what), _Plain)  # noqa: S506 - a safe one
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         told = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is not YAML of {what}: {told}") from error
+        raise ValueError(f"{path} is not valid YAML ({what}): {told}") from error
 
 
 def read_prompts(sources: Sequence[str], *, what: str) -> list[str]:

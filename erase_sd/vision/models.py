@@ -252,6 +252,8 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         raise ValueError(
             f"{path} is not a .safetensors file; pickles run code when they are loaded"
         )
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
     try:
         state = {k.removeprefix("module."): v for k, v in load_file(path).items()}
     except (OSError, SafetensorError) as error:

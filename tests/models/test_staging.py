@@ -202,3 +202,26 @@ def test_many_writers_of_one_name_never_mix(tmp_path):
     assert not failed
     assert len(set(held(tmp_path).values())) == 1
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_place_that_cannot_be_locked_for_an_error_is_left_as_it_was(tmp_path, monkeypatch):
+    def failing(*_, **more):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(OSError, match="Input/output"), atomic_path(tmp_path / "new" / "x"):
+        pass
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_cannot_be_freed_leaves_nothing_to_finish(tmp_path, monkeypatch, caplog):
+    from erase_sd.models import files
+
+    def failing(staging):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "leave", failing)
+    write(tmp_path, "new")
+    assert held(tmp_path) == dict.fromkeys(NAMES, "new")
+    assert len(list(tmp_path.iterdir())) == 3 and "not all is well" in caplog.text

@@ -44,7 +44,7 @@ def test_broken_sets_are_one_error(tmp_path, text):
 def test_yaml_cannot_run_code(tmp_path):
     path = tmp_path / "evil.yaml"
     path.write_text(f"concepts: !!python/object/apply:os.system ['touch {tmp_path}/owned']")
-    with pytest.raises(ValueError, match="not YAML"):
+    with pytest.raises(ValueError, match="not valid YAML"):
         load_set(str(path))
     assert not (tmp_path / "owned").exists()
 
