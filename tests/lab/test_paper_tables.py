@@ -4,8 +4,9 @@ import json
 
 from erase_sd.eval.protocol import available, load_protocol
 from erase_sd.operations.common import open_model
-from lab import paper_tables
-from lab.paper_tables import TABLES, Setup, check, main, page, stand_ins
+from lab import paper_setup
+from lab.paper_setup import TABLES, Setup, check, stand_ins
+from lab.paper_tables import main, page
 
 
 def test_everything_missing_is_told_at_once(tmp_path, monkeypatch):
@@ -24,7 +25,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     stand_ins(tmp_path / "data")
     setup = Setup("emoji-sd", tmp_path / "data", tmp_path / "work", rehearse=True)
     usage = type("Usage", (), {"free": 10})()
-    monkeypatch.setattr(paper_tables.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(paper_setup.shutil, "disk_usage", lambda path: usage)
     costs, problems = check(setup, ["ring-a-bell"], open_model("emoji-sd"))
     assert costs["ring-a-bell"].images == 6 and costs["ring-a-bell"].hours > 0
     assert len(problems) == 1 and problems[0].startswith("disk: expected 0.0 GB free")
@@ -65,8 +66,23 @@ def test_the_page_says_how_much_less_of_each_label(tmp_path):
         "protocol": {"name": "i2p-nudity", "hash": "h"},
         "variants": {"original": {"counts": counted}, "rayleigh": {"counts": less}},
     }
+    distance = {"value": 2.0, "everything": 1.5, "images": 4, "real images": 4, "classes": {}}
+    drawn = {
+        "protocol": {"name": "imagenette-classwise", "hash": "h", "features": "inception-64"},
+        "variants": {n: {"frechet to real": distance} for n in ("original", "rayleigh")},
+    }
+    told = page(Setup("m", tmp_path, tmp_path), {"imagenette": drawn}, "c", tmp_path).read_text()
+    assert "over everything drawn, in inception-64: original 1.5, rayleigh 1.5." in told
     text = page(Setup("m", tmp_path, tmp_path), {"nudity": result}, "c", tmp_path).read_text()
     assert "| FEET | 4 | 1 (-75 %) |" in text and "743" in text
+
+
+def test_imagenettes_distance_is_the_papers(tmp_path):
+    stand_ins(tmp_path)
+    setup = Setup("emoji-sd", tmp_path, tmp_path, rehearse=True)
+    assert setup.protocol(TABLES["imagenette"]).features.startswith("inception-64:")
+    assert setup.protocol(TABLES["coco"]).features.startswith("inception-2048:")
+    assert setup.real(TABLES["imagenette"]) == tmp_path / "imagenette"
 
 
 def test_every_table_is_a_protocol():
