@@ -52,8 +52,8 @@ def axes_of(results: Mapping[str, Any], method: str) -> dict[str, float]:
         found["probes"] = 1 - _mean(v["mean"] for v in probes.values())
     if pinpoint:
         found["clean"] = pinpoint["instead"]["confidence"]["mean"]
-        own = _to_the_rest(results["emoji-pinpoint"]["variants"][ORIGINAL])
-        found["world"] = min(1.0, own / max(_to_the_rest(pinpoint), 1e-9))
+        before = _to_the_rest(results["emoji-pinpoint"]["variants"][ORIGINAL])
+        found["world"] = min(1.0, before / max(_to_the_rest(pinpoint), 1e-9))
     if sequence := numbers("sequence"):
         last = list(sequence["accuracy"]["groups"].values())[-1]
         found["sequence"] = harmonic(last["UA"], last["RA"])
