@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study ladder results axes bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
+.PHONY: demo test lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -58,6 +58,9 @@ results: $(STAMP)  ## every method on every offline protocol; writes docs/measur
 
 axes: $(STAMP)  ## all methods, trained ones too, on every axis; writes docs/measured/axes.md; hours, resumes
 	@$(BIN)/python -m lab.axes $(if $(QUICK),--quick)
+
+paper-tables: $(STAMP)  ## the papers' tables on MODEL; checks first, hours on a GPU, resumes; REHEARSE=1 tries it offline
+	@$(if $(REHEARSE),,HF_HUB_OFFLINE=0) $(BIN)/python -m lab.paper_tables $(if $(REHEARSE),--rehearse,$(if $(MODEL),--model $(MODEL)) $(ARGS))
 
 bench: $(STAMP)  ## speed and memory at real size; writes docs/measured/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m lab.speed

@@ -253,14 +253,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run or resume the study and write `axes.md`, `.json` and `.png`."""
     parser = argparse.ArgumentParser(prog="python -m lab.axes", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few methods and images: a trial")
+    parser.add_argument("--limit", type=int, help="rows of every group, role, part and attack")
+    parser.add_argument(
+        "--only", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), metavar="PROTOCOL"
+    )
     parser.add_argument("--model", type=Path, default=EMOJI_SD, help="the embedded model's weights")
     parser.add_argument("--work", type=Path, default=Path("build/axes"))
     parser.add_argument("--out", type=Path, help="folder of the page (default: docs/measured)")
     args = parser.parse_args(argv)
     quiet_libraries()
     out = args.out or (args.work / "page" if args.quick else MEASURED)
-    command = shlex.join(["python", "-m", "lab.axes", *(["--quick"] if args.quick else [])])
-    path = run(quick() if args.quick else Scope(), args.work, args.model, out, command)
+    scope = replace(quick() if args.quick else Scope(), protocols=args.only)
+    scope = replace(scope, limit=args.limit) if args.limit else scope
+    words = ["--quick"] if args.quick else []
+    words += ["--limit", str(args.limit)] if args.limit else []
+    words += ["--only", *args.only] if len(args.only) < len(PROTOCOLS) else []
+    command = shlex.join(["python", "-m", "lab.axes", *words])
+    path = run(scope, args.work, args.model, out, command)
     print(f"wrote {path}")
     return 0
 

@@ -119,7 +119,10 @@ def _to_original(
     masks = {g: keep & (groups == g) for g in protocol.groups}
     value = round(distance(base[keep], features[keep]), 6)
     each = _parts(masks, features, lambda g: base[masks[g]], distance)
-    return {"value": value, "images": int(keep.sum()), "groups": each}
+    told: dict[str, Any] = {"value": value, "images": int(keep.sum()), "groups": each}
+    if (~keep).sum() > 1:  # is what appears instead a picture of this world?
+        told["forgotten to the rest"] = round(distance(base[keep], features[~keep]), 6)
+    return told
 
 
 def _to_real(

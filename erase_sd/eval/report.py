@@ -45,6 +45,9 @@ def cells(numbers: dict[str, Any]) -> dict[str, str]:
     for name in ("frechet", "kid", "cmmd"):
         if f"{name} to the original" in numbers:
             found[f"{name} to original"] = f"{numbers[f'{name} to the original']['value']:.4g}"
+            rest = numbers[f"{name} to the original"].get("forgotten to the rest")
+            if rest is not None and "instead" in numbers:
+                found[f"{name} of forgotten to the rest"] = f"{rest:.4g}"
         if f"{name} to real" in numbers:
             found[f"{name} to real"] = f"{numbers[f'{name} to real']['value']:.4g}"
     return found

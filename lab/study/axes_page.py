@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from erase_sd.algebra.methods import DEFAULT
 from erase_sd.eval.report import table as run_table
 from erase_sd.eval.run_folder import ORIGINAL
+from erase_sd.training import TRAINERS
 from lab.page import fill, table, write_page
 from lab.study.page import harmonic
 
@@ -51,10 +52,17 @@ def axes_of(results: Mapping[str, Any], method: str) -> dict[str, float]:
         found["probes"] = 1 - _mean(v["mean"] for v in probes.values())
     if pinpoint:
         found["clean"] = pinpoint["instead"]["confidence"]["mean"]
+        before = _to_the_rest(results["emoji-pinpoint"]["variants"][ORIGINAL])
+        found["world"] = min(1.0, before / max(_to_the_rest(pinpoint), 1e-9))
     if sequence := numbers("sequence"):
         last = list(sequence["accuracy"]["groups"].values())[-1]
         found["sequence"] = harmonic(last["UA"], last["RA"])
     return found
+
+
+def _to_the_rest(numbers: Numbers) -> float:
+    """How far what is drawn of the forgotten is from everything else that the original draws."""
+    return float(numbers["frechet to the original"]["forgotten to the rest"])
 
 
 def _mean(values: Any) -> float:
@@ -166,15 +174,21 @@ def plot(axes: Mapping[str, Mapping[str, float]], order: Sequence[str]) -> bytes
     columns = list(axes[DEFAULT])
     figure = Figure(figsize=(1.6 * len(columns) + 2.5, 5))
     axis = figure.subplots()
-    shades = [f"C{i}" for i in range(10)]
+    shades = [f"C{i}" for i in range(10) if i != 3]  # not the default's red
     for i, name in enumerate(order):
         own, original = name in OWN, name == ORIGINAL
         axis.plot(
             range(len(columns)),
             [axes[name][c] for c in columns],
-            color="#b00020" if own else "#999999" if original else shades[i % 10],
+            color="#b00020" if own else "#999999" if original else shades[i % 9],
             linewidth=2.5 if own else 1,
-            linestyle="--" if name == OWN[1] else ":" if original else "-",
+            linestyle="--"
+            if name == OWN[1]
+            else ":"
+            if original
+            else "-."
+            if name in TRAINERS
+            else "-",
             marker=".",
             label=name,
             zorder=3 if own else 2,

@@ -172,6 +172,10 @@ def test_a_run_against_the_original_and_against_real_pictures(weights, small, tm
     assert told["value"] == pytest.approx(expected, abs=1e-5) and set(told["groups"]) == {
         "cat", "car"
     }  # fmt: skip
+    gone = seen("unlink", lambda r: not stays(r))
+    assert told["forgotten to the rest"] == pytest.approx(
+        frechet_distance(seen("original", stays), gone), abs=1e-4
+    )
     cat = [seen(v, lambda r: stays(r) and r["group"] == "cat") for v in ("original", "unlink")]
     assert told["groups"]["cat"] == pytest.approx(frechet_distance(*cat), abs=1e-5)
     real = {
