@@ -144,7 +144,8 @@ class TextEncoder:
             )
             for t in architecture.towers
         ]
-        norm = architecture.norm and denoiser.get_parameter(architecture.norm.name)
+        behind = architecture.norm
+        norm = denoiser.get_parameter(behind.name) if behind else None
         return cls(architecture, towers, norm=norm, source=getattr(pipe, "name_or_path", ""))
 
     @property
@@ -199,8 +200,7 @@ class TextEncoder:
         # A few megabytes a layer, whatever the encoder: enough for full speed, little beside its
         # weights.
         positions = max(
-            min(length or t.length, t.length) if t.spec.causal else t.length
-            for t in self.towers
+            min(length or t.length, t.length) if t.spec.causal else t.length for t in self.towers
         )
         batch = max(1, min(64, _BATCH_ELEMENTS // (max(positions, 8) * self.width)))
         starts: Any = range(0, len(prompts), batch)

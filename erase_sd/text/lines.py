@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from erase_sd.models.architectures import Tower
-from erase_sd.models.templates import Chat
 
 # Unlike at both ends, so that nothing but the template is common to them.
 _PROBES = ("", "a", "The sea: 7.", "ü", "#")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase_sd.models.architectures import Tower
 from erase_sd.models.tensor_files import stream_tensors
+from erase_sd.models.towers import Tower
 from erase_sd.text.lines import Lines, Writer
 from erase_sd.text.tokens import Segment
 
@@ -129,7 +129,11 @@ class LoadedTower:
 
     @property
     def tensors(self) -> list[tuple[str, Tensor]]:
-        """Its float tensors sorted by name, without `text_model.`; of a language model, its decoder."""
+        """Its float tensors sorted by name, without `text_model.`.
+
+        Of a language model those of its decoder alone: files hold it under many a name, with more
+        beside it.
+        """
         state = self.model.state_dict().items()
         llm = self.spec.kind == "llm"
         named = (
@@ -173,8 +177,8 @@ class LoadedTower:
         if self.spec.taps:
             return torch.cat([out.hidden_states[k].float().cpu() for k in self.spec.taps], dim=-1)
         if self.spec.layer == -1 and self.spec.kind != "llm":
-            return out.last_hidden_state.float().cpu()  # type: ignore[no-any-return]
-        return out.hidden_states[self.spec.layer].float().cpu()  # type: ignore[no-any-return]
+            return out.last_hidden_state.float().cpu()
+        return out.hidden_states[self.spec.layer].float().cpu()
 
     def _lines(self, prompts: Sequence[str], length: int | None) -> Lines:
         """Prompts between BOS, of CLIP, and EOS."""

@@ -1,7 +1,6 @@
 """Pipelines of every architecture at reduced width: random weights, tiny encoders, no download."""
 
 import diffusers as df
-import torch
 import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -107,7 +106,9 @@ def t5(width):
 
 
 def umt5(width):
-    config = tf.UMT5Config(vocab_size=120, d_model=width, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    config = tf.UMT5Config(
+        vocab_size=120, d_model=width, d_kv=16, d_ff=64, num_layers=2, num_heads=2
+    )
     return t5_tokenizer(), tf.UMT5EncoderModel(config).eval()
 
 
