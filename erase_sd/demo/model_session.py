@@ -263,7 +263,7 @@ class ModelSession:
         """Write what a visitor may take home.
 
         Returns:
-            Paths by kind: "erasure", "peft" and, where that format exists, "kohya" or "comfyui".
+            Paths by kind: "erasure", "peft" and, where that format exists, "kohya".
         """
         total = combine(stack).scaled(scale)
         with self._working():
