@@ -251,6 +251,20 @@ def test_a_folder_of_it_is_erased_loads_plain_and_verifies(model, saved, tmp_pat
 
 
 def test_files_alone_name_the_encoder_and_another_model_is_refused(model, saved, cat):
-    assert fingerprint_of(DiffusersFolder.open(saved)) == model.encoder.fingerprint
+    encoder = model.encoder
+    assert fingerprint_of(DiffusersFolder.open(saved)) == encoder.fingerprint
+    if encoder.norm is not None:
+        other = TextEncoder(encoder.architecture, encoder.towers, norm=encoder.norm + 1)
+        assert other.fingerprint != encoder.fingerprint
     with pytest.raises(WrongBase, match=f"for sd, the model is {model.case.name}"):
         apply_to_pipeline(model.pipe.transformer, cat)
+
+
+def test_two_networks_that_read_the_text_are_refused(tmp_path):
+    pipe = tiny.wan()
+    pipe.register_modules(transformer_2=pipe.transformer)
+    with pytest.raises(ValueError, match="two networks that read the text"):
+        LiveErasure.of(pipe)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="two networks that read the text"):
+        DiffusersFolder.open(tmp_path)
