@@ -1,4 +1,4 @@
-"""Exact LoRA exports under the key names that PEFT (diffusers) and kohya (A1111, ComfyUI) read."""
+"""Exact LoRA exports under the key names that diffusers, web UIs and ComfyUI read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from erase_sd.artifact.base import check_base
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.architectures import Architecture
+from erase_sd.models.comfyui_names import COMFYUI
 from erase_sd.models.files import atomic_path
 from erase_sd.models.ldm_names import to_ldm
 from erase_sd.models.tensor_files import dump_tensors
 
-LoraStyle = Literal["peft", "kohya"]
-LORA_STYLES: tuple[LoraStyle, ...] = ("peft", "kohya")
+LoraStyle = Literal["peft", "kohya", "comfyui"]
+LORA_STYLES: tuple[LoraStyle, ...] = ("peft", "kohya", "comfyui")
 
 
 def lora_tensors(
@@ -35,7 +36,8 @@ def lora_tensors(
         erasure: What to export.
         weights: Base tensors by diffusers name, e.g. `down_blocks.0….attn2.to_k.weight`; not
             checked.
-        style: Key names: "peft" for diffusers, "kohya" for A1111, Forge and ComfyUI.
+        style: Key names: "peft" for diffusers, "kohya" for web UIs and ComfyUI with a U-Net,
+            "comfyui" for ComfyUI with a transformer.
         dtype: dtype of the factors.
 
     Raises:
@@ -67,10 +69,7 @@ def keyed(
         ValueError: On an unknown style, one that has no names for this architecture, or factors
             that are not finite.
     """
-    if style not in LORA_STYLES:
-        raise ValueError(f"expected a LoRA style of {', '.join(LORA_STYLES)}; got {style!r}")
-    if model.denoiser != "unet" and style == "kohya":
-        raise ValueError(f"kohya has no common key names for {model.name}; export --style peft")
+    _check_style(model, style)
     rank = max((len(down) for down, _ in factors.values()), default=0)
     tensors: dict[str, Tensor] = {}
     for module, (down, up) in factors.items():
@@ -82,18 +81,37 @@ def keyed(
             raise ValueError(
                 f"the factors of {module}.weight are not finite in {dtype}; export float32"
             )
-        if style == "peft":
-            tensors[f"{model.denoiser}.{module}.lora_A.weight"] = down
-            tensors[f"{model.denoiser}.{module}.lora_B.weight"] = up
-        else:
+        if style == "kohya":
             # kohya trains SD 1 and 2 under diffusers' names, SDXL under those of the original code.
             named = to_ldm(module) if model.name == "sdxl" else module
             key = "lora_unet_" + named.replace(".", "_")
             tensors[f"{key}.lora_down.weight"] = down
             tensors[f"{key}.lora_up.weight"] = up
             tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
+        else:
+            comfyui = style == "comfyui"
+            named = COMFYUI[model.name][module] if comfyui else module
+            key = f"{'diffusion_model' if comfyui else model.denoiser}.{named}"
+            tensors[f"{key}.lora_A.weight"] = down
+            tensors[f"{key}.lora_B.weight"] = up
     # Each tensor owns its memory: the down factor may be the same for every site.
     return {k: v.clone() for k, v in tensors.items()}
+
+
+def _check_style(model: Architecture, style: str) -> None:
+    if style not in LORA_STYLES:
+        raise ValueError(f"expected a LoRA style of {', '.join(LORA_STYLES)}; got {style!r}")
+    unet, comfyui = model.denoiser == "unet", model.name in COMFYUI
+    if style == "kohya" and not unet:
+        instead = "comfyui or peft" if comfyui else "peft"
+        raise ValueError(
+            f"kohya has no common key names for {model.name}; export --style {instead}"
+        )
+    if style == "comfyui" and not comfyui:
+        instead = "kohya" if unet else "peft"
+        raise ValueError(
+            f"ComfyUI has no names of its own for {model.name}; export --style {instead}"
+        )
 
 
 def save_lora(

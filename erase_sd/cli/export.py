@@ -9,9 +9,9 @@ from erase_sd.cli.common import add_model, add_output, parser, report, run_of
 EXAMPLES = """  erase-concept export ./cat-free --out no-cat.safetensors
   erase-concept export cat.safetensors --style kohya --out no-cat.safetensors
 
-peft is for diffusers (load_lora_weights), kohya for A1111, Forge and ComfyUI. The LoRA's weight in
-the host is the
-scale of the erasure: 0 the original, 1 erased."""
+peft is for diffusers (load_lora_weights), kohya for A1111, Forge and ComfyUI with SD 1, 2 and XL,
+comfyui for ComfyUI with newer models. The LoRA's weight in the host is the scale of the erasure:
+0 the original, 1 erased."""
 
 
 def run(argv: list[str]) -> int:
@@ -20,7 +20,10 @@ def run(argv: list[str]) -> int:
     p.add_argument("erasure", type=Path, help="erasure file, or a folder that holds one")
     add_model(p)
     p.add_argument(
-        "--style", choices=("peft", "kohya"), default="peft", help="key names (default peft)"
+        "--style",
+        choices=("peft", "kohya", "comfyui"),
+        default="peft",
+        help="key names (default peft)",
     )
     p.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="dtype of the factors"

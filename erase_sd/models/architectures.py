@@ -9,15 +9,15 @@ edit: a model that reads both leaks through whichever is forgotten.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
-
 from erase_sd.models import templates
 from erase_sd.models.templates import Chat
+from erase_sd.models.towers import Norm, Tower
 
 Stream = Literal["tokens", "pooled"]
 Kinds = Literal["k", "v", "kv"]
@@ -52,72 +52,6 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Tower:
-    """One text encoder of an architecture.
-
-    Attributes:
-        suffix: It lies in `text_encoder{suffix}/` and `tokenizer{suffix}/`.
-        kind: "clip", "t5", "umt5", or "llm" for a language model that only looks back.
-        layer: −1 for the last hidden state (after the final norm), −2 for the one before the last
-            layer.
-        also: Further layers, counted the same, whose states (after the final norm) hosts feed in
-            place of these when their user asks for it ("CLIP skip"): an edit must hold for all.
-        taps: Hidden states that are concatenated along features instead of `layer`; 0 is what the
-            first layer reads.
-        segment: Which token sequence its states belong to; towers of one segment are concatenated
-            along features, segments along tokens. None if the denoiser does not read its tokens.
-        pooled: Name of the output that goes into the pooled stream, or "".
-        length: Tokens a prompt is padded to; None for the encoder's own 77. For a language model
-            the most that it reads, its template included.
-        masked: Whether padding is hidden from the encoder.
-        padding: What the denoiser reads of the padding: all of it, its "first" position, or none.
-        template: What stands around a prompt that a language model reads.
-        dropped: Tokens of the template that the denoiser is not given.
-        window: The denoiser is given the line's first token and the `window − 1` from the last one
-            of the template on; 0 for the whole line.
-        lowercase: Whether the pipeline takes a prompt in small letters.
-    """
-
-    suffix: str = ""
-    kind: Literal["clip", "t5", "umt5", "llm"] = "clip"
-    layer: int = -1
-    also: tuple[int, ...] = ()
-    taps: tuple[int, ...] = ()
-    segment: int | None = 0
-    pooled: str = ""
-    length: int | None = None
-    masked: bool = False
-    padding: Literal["read", "first", "ignored"] = "read"
-    template: str | Chat = "{}"
-    dropped: int = 0
-    window: int = 0
-    lowercase: bool = False
-
-    @property
-    def causal(self) -> bool:
-        """Whether a state depends on nothing that comes later in the line."""
-        return self.kind in ("clip", "llm")
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A root-mean-square norm between the text features and the matrix that reads them.
-
-    Attributes:
-        name: Tensor of its weight in the denoiser, by its diffusers name.
-        epsilon: Added to the mean square.
-    """
-
-    name: str
-    epsilon: float
-
-    def __call__(self, states: Tensor, weight: Tensor) -> Tensor:
-        """`x / √(mean x² + ε) · weight` of each state, `(…, d)`."""
-        size = states.square().mean(-1, keepdim=True) + self.epsilon
-        return states * size.rsqrt() * weight.to(states)
-
-
-@dataclass(frozen=True)
 class Architecture:
     """One family of diffusion models.
 
@@ -131,7 +65,6 @@ class Architecture:
         towers: The text encoders, in the order of their features.
         norm: What the token states pass before the matrix reads them. Their moments are taken, and
             their edits certified, behind it.
-        comfyui: ComfyUI's names of the modules that are edited, by their diffusers names.
     """
 
     name: str
@@ -141,7 +74,6 @@ class Architecture:
     towers: tuple[Tower, ...]
     requires: Mapping[str, Any] = field(default_factory=dict)
     norm: Norm | None = None
-    comfyui: Mapping[str, str] = field(default_factory=dict)
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         """Whether a denoiser's `config.json` belongs to this architecture."""
@@ -174,10 +106,19 @@ class Architecture:
 
 
 _CROSS_ATTENTION = r"attn2\.to_(?P<kind>[kv])\.weight$"
-_EMBEDDERS: dict[Stream, str] = {
-    TOKENS: r"^context_embedder\.weight$",
-    POOLED: r"^time_text_embed\.text_embedder\.linear_1\.weight$",
-}
+_CONTEXT: dict[Stream, str] = {TOKENS: r"^context_embedder\.weight$"}
+_POOLED: dict[Stream, str] = {POOLED: r"^time_text_embed\.text_embedder\.linear_1\.weight$"}
+_CAPTION: dict[Stream, str] = {TOKENS: r"^caption_projection\.linear_1\.weight$"}
+
+# Language models are not shown their padding, and most networks neither.
+_llm = functools.partial(Tower, kind="llm", masked=True, padding="ignored")
+
+
+def _transformer(
+    name: str, class_name: str, patterns: Mapping[Stream, str], *towers: Tower, **more: Any
+) -> Architecture:
+    return Architecture(name, "transformer", f"{class_name}Model", patterns, towers, **more)
+
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
@@ -197,149 +138,85 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         patterns={TOKENS: _CROSS_ATTENTION, POOLED: r"^add_embedding\.linear_1\.weight$"},
         towers=(Tower(layer=-2), Tower("_2", layer=-2, pooled="text_embeds")),
     ),
-    Architecture(
-        name="sd3",
-        denoiser="transformer",
-        class_name="SD3Transformer2DModel",
-        patterns=_EMBEDDERS,
-        towers=(
-            Tower(layer=-2, pooled="text_embeds"),
-            Tower("_2", layer=-2, pooled="text_embeds"),
-            Tower("_3", kind="t5", segment=1, length=256),
-        ),
+    _transformer(
+        "sd3",  # 3.5 too: its second attention is among image tokens and reads no text
+        "SD3Transformer2D",
+        _CONTEXT | _POOLED,
+        Tower(layer=-2, pooled="text_embeds"),
+        Tower("_2", layer=-2, pooled="text_embeds"),
+        Tower("_3", kind="t5", segment=1, length=256),
     ),
-    Architecture(
-        name="flux",
-        denoiser="transformer",
-        class_name="FluxTransformer2DModel",
-        patterns=_EMBEDDERS,
-        towers=(Tower(segment=None, pooled="pooler_output"), Tower("_2", kind="t5", length=512)),
+    _transformer(
+        "flux",  # 1, with Kontext, Fill and all that share its network
+        "FluxTransformer2D",
+        _CONTEXT | _POOLED,
+        Tower(segment=None, pooled="pooler_output"),
+        Tower("_2", kind="t5", length=512),
     ),
-    Architecture(
-        name="pixart",
-        denoiser="transformer",
-        class_name="PixArtTransformer2DModel",
-        patterns={TOKENS: r"^caption_projection\.linear_1\.weight$"},
-        towers=(Tower(kind="t5", length=120, masked=True, padding="ignored", lowercase=True),),
+    _transformer(
+        "pixart",
+        "PixArtTransformer2D",
+        _CAPTION,
+        Tower(kind="t5", length=120, masked=True, padding="ignored", lowercase=True),
     ),
-    Architecture(
-        name="chroma",
-        denoiser="transformer",
-        class_name="ChromaTransformer2DModel",
-        patterns={TOKENS: r"^context_embedder\.weight$"},
-        towers=(Tower(kind="t5", length=512, masked=True, padding="first"),),
+    _transformer(
+        "chroma",
+        "ChromaTransformer2D",
+        _CONTEXT,
+        Tower(kind="t5", length=512, masked=True, padding="first"),
     ),
-    Architecture(
-        name="ltx",
-        denoiser="transformer",
-        class_name="LTXVideoTransformer3DModel",
-        patterns={TOKENS: r"^caption_projection\.linear_1\.weight$"},
-        towers=(Tower(kind="t5", length=128, padding="ignored"),),
+    _transformer(
+        "ltx", "LTXVideoTransformer3D", _CAPTION, Tower(kind="t5", length=128, padding="ignored")
     ),
-    Architecture(
-        name="wan",  # with one transformer: 2.1, and 2.2 of 5 billion weights
-        denoiser="transformer",
-        class_name="WanTransformer3DModel",
-        patterns={TOKENS: r"^condition_embedder\.text_embedder\.linear_1\.weight$"},
-        towers=(Tower(kind="umt5", length=512, masked=True, padding="ignored"),),
+    _transformer(
+        "wan",  # with one transformer: 2.1, and 2.2 of 5 billion weights
+        "WanTransformer3D",
+        {TOKENS: r"^condition_embedder\.text_embedder\.linear_1\.weight$"},
+        Tower(kind="umt5", length=512, masked=True, padding="ignored"),
     ),
-    Architecture(
-        name="lumina2",  # the empty prompt of guidance is BOS alone, which begins every line
-        denoiser="transformer",
-        class_name="Lumina2Transformer2DModel",
-        patterns={TOKENS: r"^time_caption_embed\.caption_embedder\.1\.weight$"},
+    _transformer(
+        "lumina2",  # the empty prompt of guidance is BOS alone, which begins every line
+        "Lumina2Transformer2D",
+        {TOKENS: r"^time_caption_embed\.caption_embedder\.1\.weight$"},
+        _llm(layer=-2, length=256, template=templates.LUMINA2),
         norm=Norm("time_caption_embed.caption_embedder.0.weight", 1e-5),
-        towers=(
-            Tower(
-                kind="llm",
-                layer=-2,
-                length=256,
-                masked=True,
-                padding="ignored",
-                template=templates.LUMINA2,
-            ),
-        ),
     ),
-    Architecture(
-        name="sana",  # likewise
-        denoiser="transformer",
-        class_name="SanaTransformer2DModel",
-        patterns={TOKENS: r"^caption_projection\.linear_1\.weight$"},
-        towers=(
-            Tower(
-                kind="llm",
-                length=300,
-                masked=True,
-                padding="ignored",
-                template=templates.SANA,
-                window=300,
-                lowercase=True,
-            ),
-        ),
+    _transformer(
+        "sana",  # likewise
+        "SanaTransformer2D",
+        _CAPTION,
+        _llm(length=300, template=templates.SANA, window=300, lowercase=True),
     ),
-    Architecture(
-        name="qwen-image",  # Edit models too: they read the same matrix, pictures beside the words
-        denoiser="transformer",
-        class_name="QwenImageTransformer2DModel",
-        patterns={TOKENS: r"^txt_in\.weight$"},
+    _transformer(
+        "qwen-image",  # Edit models too: the same matrix reads words and pictures
+        "QwenImageTransformer2D",
+        {TOKENS: r"^txt_in\.weight$"},
+        _llm(length=1024 + 34, template=templates.QWEN_IMAGE, dropped=34),
         norm=Norm("txt_norm.weight", 1e-6),
-        towers=(
-            Tower(
-                kind="llm",
-                length=1024 + 34,
-                masked=True,
-                padding="ignored",
-                template=templates.QWEN_IMAGE,
-                dropped=34,
-            ),
-        ),
     ),
-    Architecture(
-        name="z-image",
-        denoiser="transformer",
-        class_name="ZImageTransformer2DModel",
-        patterns={TOKENS: r"^cap_embedder\.1\.weight$"},
+    _transformer(
+        "z-image",
+        "ZImageTransformer2D",
+        {TOKENS: r"^cap_embedder\.1\.weight$"},
+        _llm(layer=-2, length=512, template=Chat(thinking=True)),
         norm=Norm("cap_embedder.0.weight", 1e-5),
-        towers=(
-            Tower(
-                kind="llm",
-                layer=-2,
-                length=512,
-                masked=True,
-                padding="ignored",
-                template=Chat(thinking=True),
-            ),
-        ),
     ),
-    Architecture(
-        name="flux2-klein",
-        denoiser="transformer",
-        class_name="Flux2Transformer2DModel",
+    _transformer(
+        "flux2-klein",
+        "Flux2Transformer2D",
+        _CONTEXT,
+        _llm(taps=(9, 18, 27), length=512, padding="read", template=Chat(thinking=False)),
         requires={"guidance_embeds": False},
-        patterns={TOKENS: r"^context_embedder\.weight$"},
-        towers=(
-            Tower(
-                kind="llm",
-                taps=(9, 18, 27),
-                length=512,
-                masked=True,
-                template=Chat(thinking=False),
-            ),
-        ),
     ),
-    Architecture(
-        name="flux2",
-        denoiser="transformer",
-        class_name="Flux2Transformer2DModel",
-        patterns={TOKENS: r"^context_embedder\.weight$"},
-        towers=(
-            Tower(
-                kind="llm",
-                taps=(10, 20, 30),
-                length=512,
-                masked=True,
-                template=Chat(system=templates.FLUX2, parts=True, reply=False),
-            ),
+    _transformer(
+        "flux2",
+        "Flux2Transformer2D",
+        _CONTEXT,
+        _llm(
+            taps=(10, 20, 30),
+            length=512,
+            padding="read",
+            template=Chat(system=templates.FLUX2, parts=True, reply=False),
         ),
     ),
 )

@@ -41,14 +41,14 @@ class Chat:
 
 
 QWEN_IMAGE = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, "
-    "text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}"
-    "<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 
 FLUX2 = (
-    "You are an AI that reasons about image descriptions. You give structured responses focusing on "
-    "object relationships, object\nattribution and actions without speculation."
+    "You are an AI that reasons about image descriptions. You give structured responses focusing "
+    "on object relationships, object\nattribution and actions without speculation."
 )
 
 LUMINA2 = (

@@ -77,7 +77,8 @@ def export(
         erasure: An erasure, or a file or erased checkpoint that holds one.
         out: File to write.
         model: Its base model, from whose weights the factors are made.
-        style: "peft" for diffusers, "kohya" for A1111, Forge and ComfyUI.
+        style: "peft" for diffusers, "kohya" for web UIs and ComfyUI with a U-Net, "comfyui" for
+            ComfyUI with a transformer.
         dtype: dtype of the factors.
         allow_other_base: Export for a model with other weights, such as a fine-tune.
         run: How to run.

@@ -146,8 +146,8 @@ class TextEncoder:
             )
             for t in architecture.towers
         ]
-        own = architecture.norm
-        norm = None if own is None else denoiser.get_parameter(own.name)
+        behind = architecture.norm
+        norm = denoiser.get_parameter(behind.name) if behind else None
         return cls(architecture, towers, norm=norm, source=getattr(pipe, "name_or_path", ""))
 
     @property

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from erase_sd.models.architectures import Tower
 from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.ldm_names import TEXT_KEYS
 from erase_sd.models.openclip_names import from_openclip, is_spare
 from erase_sd.models.single_file import SingleFile
 from erase_sd.models.tensor_files import float_names, stream_tensors
+from erase_sd.models.towers import Tower
 from erase_sd.text.towers import decoder_name
 
 Source = tuple[Path, str, Callable[[Tensor], Tensor]]  # file, name in it, what to take of it

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase_sd.models.architectures import Tower
+from erase_sd.models.towers import Tower
 
 # Unlike at both ends, so that nothing but the template is common to them.
 _PROBES = ("", "a", "The sea: 7.", "ü", "#")

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from erase_sd.models.architectures import Tower
 from erase_sd.models.ldm_names import TEXT_KEYS
 from erase_sd.models.openclip_names import from_openclip, is_spare
 from erase_sd.models.single_file import SingleFile
 from erase_sd.models.tensor_files import stream_tensors
+from erase_sd.models.towers import Tower
 from erase_sd.text.towers import LoadedTower, assemble
 
 

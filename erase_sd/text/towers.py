@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase_sd.models.architectures import Tower
 from erase_sd.models.tensor_files import stream_tensors
+from erase_sd.models.towers import Tower
 from erase_sd.text.lines import Lines, Writer
 from erase_sd.text.tokens import Segment
 
@@ -129,7 +129,11 @@ class LoadedTower:
 
     @property
     def tensors(self) -> list[tuple[str, Tensor]]:
-        """Its float tensors sorted by name, without `text_model.`; of a language model, its decoder."""
+        """Its float tensors sorted by name, without `text_model.`.
+
+        Of a language model those of its decoder alone: files hold it under many a name, with more
+        beside it.
+        """
         state = self.model.state_dict().items()
         llm = self.spec.kind == "llm"
         named = (

@@ -14,10 +14,11 @@ import torch
 from diffusers import SanaPipeline
 
 from erase_sd.artifact.base import WrongBase
-from erase_sd.artifact.lora import save_lora
+from erase_sd.artifact.lora import lora_tensors, save_lora
 from erase_sd.cli.main import main
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import DiffusersFolder
+from erase_sd.models.comfyui_names import COMFYUI
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.fingerprint import fingerprint_of
@@ -60,6 +61,7 @@ def reading(place: int, **options: Any) -> Callable[[Any], int]:
 INSTRUCTION = (
     inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 )
+BOTH = ("peft", "comfyui")  # ComfyUI's names, which these pipelines know as well
 UNGUIDED = {"guidance_scale": 1.0}
 VIDEO = {**UNGUIDED, "num_frames": 1}
 CASES = {
@@ -74,12 +76,13 @@ CASES = {
         {**UNGUIDED, "use_resolution_binning": False},
         lora=(),
     ),
-    "qwen-image": Case(tiny.qwen_image, "qwen-image", masked, {"true_cfg_scale": 1.0}),
+    "qwen-image": Case(tiny.qwen_image, "qwen-image", masked, {"true_cfg_scale": 1.0}, BOTH),
     "z-image": Case(
         tiny.z_image,
         "z-image",
         lambda pipe: len(pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0][0]),
         {"guidance_scale": 0.0},
+        BOTH,
     ),
     "chroma": Case(tiny.chroma, "chroma", reading(2), UNGUIDED),
     "lumina2": Case(tiny.lumina2, "lumina2", reading(1), UNGUIDED),
@@ -89,15 +92,15 @@ CASES = {
         reading(1, complex_human_instruction=INSTRUCTION),
         {**UNGUIDED, "use_resolution_binning": False, "height": 32, "width": 32},
     ),
-    "ltx": Case(tiny.ltx, "ltx", reading(1), {**VIDEO, "height": 32, "width": 32}),
+    "ltx": Case(tiny.ltx, "ltx", reading(1), {**VIDEO, "height": 32, "width": 32}, BOTH),
     "wan": Case(
         tiny.wan,
         "wan",
         lambda pipe: int(pipe.encode_prompt(PROMPT)[0].abs().amax(-1).gt(0).sum()),
         VIDEO,
     ),
-    "flux2-klein": Case(tiny.flux2_klein, "flux2-klein", options=UNGUIDED),
-    "flux2": Case(tiny.flux2_dev, "flux2"),
+    "flux2-klein": Case(tiny.flux2_klein, "flux2-klein", options=UNGUIDED, lora=BOTH),
+    "flux2": Case(tiny.flux2_dev, "flux2", lora=BOTH),
 }
 
 
@@ -216,6 +219,21 @@ def test_baked_is_runtime_is_lora_and_goes_away(model, tmp_path):
         assert torch.equal(model.draw(), original)
 
 
+def test_comfyui_has_a_name_for_every_matrix(model):
+    weights = LiveErasure.of(model.pipe).originals()
+    peft = lora_tensors(model.erasure, weights)
+    if model.case.name not in COMFYUI:
+        with pytest.raises(ValueError, match="export --style peft"):
+            lora_tensors(model.erasure, weights, style="comfyui")
+        return
+    theirs = lora_tensors(model.erasure, weights, style="comfyui")
+    assert all(key.startswith("diffusion_model.") for key in theirs)
+    for ours, value in zip(peft.values(), theirs.values(), strict=True):
+        assert torch.equal(ours, value)
+    with pytest.raises(ValueError, match="export --style comfyui or peft"):
+        lora_tensors(model.erasure, weights, style="kohya")
+
+
 def test_a_folder_of_it_is_erased_loads_plain_and_verifies(model, saved, tmp_path, capsys):
     base, out = str(saved), str(tmp_path / "out")
     command = ["erase", "--model", base, "--forget", "cat", "--method", "unlink-oblique"]
@@ -233,6 +251,20 @@ def test_a_folder_of_it_is_erased_loads_plain_and_verifies(model, saved, tmp_pat
 
 
 def test_files_alone_name_the_encoder_and_another_model_is_refused(model, saved, cat):
-    assert fingerprint_of(DiffusersFolder.open(saved)) == model.encoder.fingerprint
+    encoder = model.encoder
+    assert fingerprint_of(DiffusersFolder.open(saved)) == encoder.fingerprint
+    if encoder.norm is not None:
+        other = TextEncoder(encoder.architecture, encoder.towers, norm=encoder.norm + 1)
+        assert other.fingerprint != encoder.fingerprint
     with pytest.raises(WrongBase, match=f"for sd, the model is {model.case.name}"):
         apply_to_pipeline(model.pipe.transformer, cat)
+
+
+def test_two_networks_that_read_the_text_are_refused(tmp_path):
+    pipe = tiny.wan()
+    pipe.register_modules(transformer_2=pipe.transformer)
+    with pytest.raises(ValueError, match="two networks that read the text"):
+        LiveErasure.of(pipe)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="two networks that read the text"):
+        DiffusersFolder.open(tmp_path)
