@@ -33,14 +33,9 @@ HELD_OUT = ("a {} on a table", "a small {} in the sky")
 _MANNER = ("by ", "in the style of ")
 
 _THINGS = (
-    "{}",
-    "a photo of a {}",
-    "a house {}",
-    "a tree {}",
-    "a person {}",
-    "a chair {}",
-    "a flower {}",
-)
+    "{}", "a photo of a {}", "a house {}", "a tree {}", "a person {}",
+    "a chair {}", "a flower {}",
+)  # fmt: skip
 
 
 def is_style(forget: Sequence[str]) -> bool:

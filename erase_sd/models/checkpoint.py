@@ -34,18 +34,9 @@ LEFT_BEHIND = (PROVENANCE, ERASURE, "report.md", "report.json", "before_after.pn
 
 # Files that may hold the denoiser's weights once more.
 WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".ckpt",
-    ".pt",
-    ".pth",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".pb",
-    ".h5",
-    ".gguf",
-)
+    ".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack",
+    ".onnx", ".onnx_data", ".pb", ".h5", ".gguf",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

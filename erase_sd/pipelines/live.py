@@ -90,13 +90,10 @@ class LiveErasure:
                 object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
         if runtime is not None and runtime != live.runtime:
             if live.erasures:
-                raise ValueError(
-                    "erasures are applied in the other mode; remove them before changing it"
-                )
+                told = "erasures are applied in the other mode; remove them before changing it"
+                raise ValueError(told)
             live.runtime = runtime
         return live
-
-    # -- what is there --------------------------------------------------------------------------
 
     @property
     def erasures(self) -> tuple[Erasure, ...]:

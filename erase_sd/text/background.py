@@ -23,7 +23,8 @@ from erase_sd.algebra.moments import SecondMoment
 from erase_sd.models.architectures import Stream
 from erase_sd.models.files import atomic_path
 from erase_sd.models.tensor_files import write_tensors
-from erase_sd.text.encoder import TextEncoder, gathered
+from erase_sd.text.encoder import TextEncoder
+from erase_sd.text.gathering import gathered
 
 logger = logging.getLogger("erase_sd")
 

@@ -22,7 +22,7 @@ from erase_sd.models.comfyui_names import COMFYUI
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.fingerprint import fingerprint_of
-from tests.models import tiny
+from tests.models import tiny, tiny_video
 
 PROMPT = "a photo of a cat"
 
@@ -92,9 +92,9 @@ CASES = {
         reading(1, complex_human_instruction=INSTRUCTION),
         {**UNGUIDED, "use_resolution_binning": False, "height": 32, "width": 32},
     ),
-    "ltx": Case(tiny.ltx, "ltx", reading(1), {**VIDEO, "height": 32, "width": 32}, BOTH),
+    "ltx": Case(tiny_video.ltx, "ltx", reading(1), {**VIDEO, "height": 32, "width": 32}, BOTH),
     "wan": Case(
-        tiny.wan,
+        tiny_video.wan,
         "wan",
         lambda pipe: int(pipe.encode_prompt(PROMPT)[0].abs().amax(-1).gt(0).sum()),
         VIDEO,
@@ -261,7 +261,7 @@ def test_files_alone_name_the_encoder_and_another_model_is_refused(model, saved,
 
 
 def test_two_networks_that_read_the_text_are_refused(tmp_path):
-    pipe = tiny.wan()
+    pipe = tiny_video.wan()
     pipe.register_modules(transformer_2=pipe.transformer)
     with pytest.raises(ValueError, match="two networks that read the text"):
         LiveErasure.of(pipe)

@@ -9,15 +9,15 @@ from erase_sd.models.towers import Tower
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.lines import Writer
 from erase_sd.text.towers import LoadedTower, decoder_name
-from tests.models import tiny
+from tests.models import tiny_encoders
 
 TOKENIZERS = {
-    "qwen-image": tiny.qwen_tokenizer,
-    "z-image": tiny.qwen_tokenizer,
-    "flux2-klein": tiny.qwen_tokenizer,
-    "flux2": tiny.mistral_tokenizer,
-    "lumina2": tiny.gemma_tokenizer,
-    "sana": tiny.gemma_tokenizer,
+    "qwen-image": tiny_encoders.qwen_tokenizer,
+    "z-image": tiny_encoders.qwen_tokenizer,
+    "flux2-klein": tiny_encoders.qwen_tokenizer,
+    "flux2": tiny_encoders.mistral_tokenizer,
+    "lumina2": tiny_encoders.gemma_tokenizer,
+    "sana": tiny_encoders.gemma_tokenizer,
 }
 
 
@@ -50,27 +50,27 @@ def test_long_prompts_are_cut_where_the_tokenizer_cuts_them(writer):
 
 
 def test_padding_stands_where_the_tokenizer_puts_it():
-    lines = Writer(tiny.mistral_tokenizer(), by_name("flux2").towers[0]).write(["cat", ""])
+    lines = Writer(tiny_encoders.mistral_tokenizer(), by_name("flux2").towers[0]).write(["cat", ""])
     assert lines.mask[:, 0].tolist() == [0, 0] and lines.mask[:, -1].tolist() == [1, 1]
     assert lines.ids.shape[1] == 512
 
 
 def test_a_processor_writes_what_its_tokenizer_writes():
-    spec, tokenizer = by_name("flux2").towers[0], tiny.mistral_tokenizer()
+    spec, tokenizer = by_name("flux2").towers[0], tiny_encoders.mistral_tokenizer()
     alone = Writer(tokenizer, spec).write(["a photo of a cat"])
     tokenizer.chat_template = None
     pictures = tf.CLIPImageProcessorPil()
-    both = tf.LlavaProcessor(pictures, tokenizer, patch_size=14, chat_template=tiny.INST)
+    both = tf.LlavaProcessor(pictures, tokenizer, patch_size=14, chat_template=tiny_encoders.INST)
     assert torch.equal(Writer(both, spec).write(["a photo of a cat"]).ids, alone.ids)
 
 
 def test_a_tokenizer_of_another_model_is_refused():
     with pytest.raises(ValueError, match="at least 34 tokens of the template, got 1"):
-        Writer(tiny.gemma_tokenizer(), Tower(kind="llm", template="{}", dropped=34))
+        Writer(tiny_encoders.gemma_tokenizer(), Tower(kind="llm", template="{}", dropped=34))
 
 
 def test_small_letters_where_the_pipeline_takes_them():
-    tokenizer, model = tiny.t5(32)
+    tokenizer, model = tiny_encoders.t5(32)
     tower = LoadedTower(by_name("pixart").towers[0], tokenizer, model)
     one, other = tower.encode([" A Cat"])[0], tower.encode(["a cat"])[0]
     assert torch.equal(one.states, other.states)
