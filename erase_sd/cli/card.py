@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     from erase_sd.models.files import atomic_path, check_apart
     from erase_sd.operations.common import load_erasure
 
-    if args.out is not None:
+    if args.out is not None and not args.path.is_dir():  # a card belongs into its folder
         check_apart(args.out, args.path)
     evaluation: list[str] = []
     if args.results:

@@ -138,7 +138,7 @@ def check_target(target: Path, *, force: bool = False) -> None:
 
 
 def check_apart(out: Path, *read: Path | None) -> None:
-    """Refuse an output that is, or holds, something that is read.
+    """Refuse an output that is, holds or lies inside something that is read.
 
     Args:
         out: File or folder to write.
@@ -149,7 +149,7 @@ def check_apart(out: Path, *read: Path | None) -> None:
     """
     here = out.resolve()
     for path in (p.resolve() for p in read if p is not None):
-        if here == path or here in path.parents:
+        if here == path or here in path.parents or path in here.parents:
             raise ValueError(f"--out {out} overlaps what is read, {path}; choose another place")
 
 

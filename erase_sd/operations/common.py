@@ -107,8 +107,6 @@ def check_output(out: Path, model: Checkpoint, run: Run) -> None:
             f"{out.with_suffix('')}"
         )
     check_apart(out, model.path)
-    if model.path.resolve() in out.resolve().parents:
-        raise ValueError(f"--out {out} overlaps the base model {model.path}: it lies inside")
     if not run.dry_run:
         settle(out)
         own = [Checkpoint.erasure_file(out)] if isinstance(model, SingleFile) else []

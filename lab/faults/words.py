@@ -150,15 +150,16 @@ class Words:
             ]), *([path] if path not in ("/", "", ".", "..", "~") else [])], }[
             command]  # fmt: skip
         line = [command, *rest]
-        models = (str(self.bench.folder), str(self.bench.single))
-        for i, word in enumerate(line[1:], 1):
-            # A model that the command does not read is a file like any other, and may be replaced.
-            if line[i - 1] == "--out" and word.startswith(models) and not {*models} & {*line[:i]}:
-                line[i] = f"{self.bench.out}/a"
         if self.some(0.1):
             line.pop(int(self.rng.integers(1, len(line)))) if len(line) > 1 else None
         if self.some(0.05):
             line.insert(int(self.rng.integers(1, len(line) + 1)), self.pick(TEXTS))
+        # A model that the command does not read is a file like any other, and may be replaced.
+        for i, word in enumerate(line[1:], 1):
+            for model in (str(self.bench.single), str(self.bench.folder)):
+                if line[i - 1] == "--out" and word.startswith(model):
+                    line[i] = word if model in line[:i] else f"{self.bench.out}/a"
+                    break
         return line
 
 

@@ -183,3 +183,14 @@ def test_replacing_a_folder_with_and_without_the_system_call(tmp_path, monkeypat
             (draft / files.PROVENANCE).write_text(text)
     assert (tmp_path / "x" / files.PROVENANCE).read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_output_neither_holds_nor_lies_in_what_is_read(tmp_path):
+    from erase_sd.models.files import check_apart
+
+    base = tmp_path / "models" / "base"
+    base.mkdir(parents=True)
+    for out in (base, base.parent, base / "x.safetensors"):
+        with pytest.raises(ValueError, match="overlaps"):
+            check_apart(out, None, base)
+    check_apart(base.parent / "base2", base)
