@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlencode
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers
 from starlette.responses import FileResponse
 
@@ -91,7 +93,9 @@ class Guard:
         except Refused as refused:
             # Closed, for who is refused may go on sending what nobody reads.
             headers = {**refused.headers, "connection": "close"}
-            await answer(hardened(send), refused.status, refused.text.encode(), headers)
+            # Of a message that breaks off or breaks HTTP, the server itself has said so by now.
+            with contextlib.suppress(LocalProtocolError):
+                await answer(hardened(send), refused.status, refused.text.encode(), headers)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"].rstrip("/") or "/"

@@ -192,6 +192,8 @@ def load_protocol(
     if unknown:
         raise ValueError(f"{path}: expected metrics of {', '.join(METRICS)}, got {unknown[0]!r}")
     given = raw.get("forget") or {}
+    if not isinstance(given, Mapping) or not all(isinstance(p, list) for p in given.values()):
+        raise ValueError(f"{path}: expected forget as lists of prompts by group, got {given!r:.60}")
     forget = {str(g): tuple(str(p) for p in prompts) for g, prompts in given.items()}
     return Protocol(
         name=path.stem,

@@ -161,7 +161,15 @@ def _attacked_batch(
         told = "the revival attack has nothing to invert"
         raise ValueError(f"{model} carries no erasure file: {told}")
     edit = carried.edit if carried is not None else None
-    target = Target(pipe, first.want, first.prompt, pictures, edit, original, live.paused)
+    target = Target(
+        pipe,
+        first.want,
+        first.prompt,
+        pictures,
+        edit,
+        original=original,
+        paused=live.paused,
+    )
     with attacked(first.attack, target) as found:
         if callable(found):
             steps = protocol.generation.steps

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from erase_sd._version import __version__
-from erase_sd.artifact.lora import LORA_STYLES, LoraStyle, keyed, kohya_metadata
+from erase_sd.artifact.lora import LoraStyle, keyed, kohya_metadata
 from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.embedded import usual
 from erase_sd.models.files import PROVENANCE, atomic_path, check_target
@@ -25,6 +25,8 @@ from erase_sd.training import METHODS, Trainer
 from erase_sd.training.bench import Bench, Task
 from erase_sd.training.lesson import Factors, Lesson, Options
 from erase_sd.training.loop import SAVE_EVERY, History, train
+
+_STYLES: tuple[LoraStyle, ...] = ("peft", "kohya")  # of a U-Net, in diffusers and elsewhere
 
 
 @dataclass(frozen=True)
@@ -234,22 +236,22 @@ def _names(whole: DiffusersFolder, file: Path) -> list[str]:
 def _write_loras(
     base: DiffusersFolder, factors: Factors, result: Trained, *, force: bool
 ) -> dict[str, Path]:
-    """The LoRA in every style, beside the checkpoint."""
-    paths: dict[str, Path] = {s: lora_file(result.out, s) for s in LORA_STYLES}
+    """The LoRA in every style that its hosts read, beside the checkpoint."""
+    paths: dict[LoraStyle, Path] = {s: lora_file(result.out, s) for s in _STYLES}
     for path in paths.values():
         check_target(path, force=force)
     rank = max(len(down) for down, _ in factors.values())
     width = next(iter(base.weights().values())).shape[1]
     plain = {m: (d.detach().cpu(), u.detach().cpu()) for m, (d, u) in factors.items()}
-    for style in LORA_STYLES:
+    for style, path in paths.items():
         told = json.dumps(result.json(), ensure_ascii=False)
         metadata = {"format": "pt", "erase_sd": told}
         if style == "kohya":
             names: Sequence[str] = result.about["forget"]
             metadata |= kohya_metadata(base.architecture.name, width, rank, names)
-        with atomic_path(paths[style], force=force) as draft:
+        with atomic_path(path, force=force) as draft:
             draft.write_bytes(dump_tensors(keyed(plain, base.architecture, style=style), metadata))
-    return paths
+    return {str(style): path for style, path in paths.items()}
 
 
 def lora_file(out: Path, style: LoraStyle) -> Path:

@@ -146,7 +146,9 @@ class Words:
             "generate": [*self.model(), "--prompt", self.pick(PROMPTS), "--steps",
             "0", *self.out()], "prompts": [self.pick(("list", "show", "x")), self.pick(
             (*PATHS, "weapons", "x.yaml"))], "methods": ["--json"] if self.some(0.5) else [
-            number], "doctor": [str(self.bench.out), *(["--remove"] if self.some(0.5) else [
+            number], "train": [*self.model(), *self.concept(), *self.out(), "--method",
+            self.pick(("esd-x", "salun", "x")), "--option", self.pick(("steps=0", "steps=x"))],
+            "doctor": [str(self.bench.out), *(["--remove"] if self.some(0.5) else [
             ]), *([path] if path not in ("/", "", ".", "..", "~") else [])], }[
             command]  # fmt: skip
         line = [command, *rest]

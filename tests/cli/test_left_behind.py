@@ -69,7 +69,9 @@ def test_a_replaced_single_file_keeps_nothing_of_the_old_one(capsys, tmp_path, s
 def test_signals(tmp_path, sign, single):
     """Ended between staging and place: nothing stays, or the next command removes it."""
     code = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the suite ignores
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from erase_sd.cli.main import main
 from erase_sd.models import files
 def waiting(path):

@@ -145,3 +145,13 @@ def test_what_is_no_http_is_refused(brief, capfd):
         with contextlib.closing(opened(brief, data)) as one:
             assert closes(one, 5)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_message_that_breaks_http_is_answered_once_and_silently(brief, caplog):
+    """The server itself says 400; what refuses the message must not answer it again."""
+    broken = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    with contextlib.closing(opened(brief, broken)) as one:
+        assert one.recv(65536).startswith(b"HTTP/1.1 400")
+        assert closes(one, 5)
+    time.sleep(0.2)
+    assert not [r for r in caplog.records if r.exc_info]

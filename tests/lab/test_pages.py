@@ -1,6 +1,7 @@
 """Results, speed, faults and validation: what is measured, and what the pages say of it."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,10 @@ from erase_sd.emoji.scenes import Scene
 from erase_sd.emoji.subjects import concept_in
 from erase_sd.emoji.world import load_world
 from erase_sd.eval.variants import Asked
-from lab import emoji_checks, faults, results, speed
+from lab import emoji_checks, results, speed
 from lab.emoji_page import commands, second_opinion, training_table
 from lab.emoji_sd import GOALS, goals, validation_page
+from lab.faults import __main__ as faults
 from lab.timing import child, median, uce_by_layer
 
 TRAINING = {
@@ -142,14 +144,11 @@ class TestSpeed:
 
 
 def test_faults_count_what_is_told_in_capitals():
-    from collections import Counter
-
-    sections = {
-        "Killed": {"erase": Counter(new=3, nothing=1), "bake": Counter({"HALF-WRITTEN": 2})}
-    }
-    assert faults.wrong(sections) == 2
-    text = faults.faults_page(sections, "python -m lab.faults")
-    assert "| erase | 4 | new 3, nothing 1 |" in text and "6 trials, 2 wrong." in text
+    kills = {("erase", "new"): 3, ("erase", "nothing"): 1, ("bake", "HALF-WRITTEN"): 2}
+    found = {"kills": Counter(kills)}
+    assert faults.wrong(found) == 2
+    text = faults.faults_page(found, "python -m lab.faults")
+    assert "| erase | 4 | new 3, nothing 1 |" in text and "6 trials" in text and "2 wrong" in text
 
 
 class TestValidation:

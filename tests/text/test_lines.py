@@ -72,7 +72,7 @@ def test_a_tokenizer_of_another_model_is_refused():
 def test_small_letters_where_the_pipeline_takes_them():
     tokenizer, model = tiny_encoders.t5(32)
     tower = LoadedTower(by_name("pixart").towers[0], tokenizer, model)
-    one, other = tower.encode([" A Cat"])[0], tower.encode(["a cat"])[0]
+    one, other = tower.encode([" A Cat"])[0][0], tower.encode(["a cat"])[0][0]
     assert torch.equal(one.states, other.states)
 
 
