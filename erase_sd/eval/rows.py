@@ -94,8 +94,11 @@ def read_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> li
     sources = [k for k in ROW_SOURCES if k in spec]
     if len(sources) != 1:
         raise ValueError(f"rows are given by one of {', '.join(ROW_SOURCES)}")
-    made = resolve(ROW_SOURCES[sources[0]])({"attacks": list(ATTACKS)} | dict(spec), guidance, data)
-    rows = [row if isinstance(row, Row) else Row(**row) for row in made]
+    told, source = {"attacks": list(ATTACKS)} | dict(spec), resolve(ROW_SOURCES[sources[0]])
+    try:
+        rows = [row if isinstance(row, Row) else Row(**row) for row in source(told, guidance, data)]
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # the file's, not ours
+        raise ValueError(f"no rows can be made of {told!r:.200}: {error!r:.200}") from error
     if not rows:
         raise ValueError("it has no rows")
     if len({r.id for r in rows}) < len(rows):
