@@ -27,7 +27,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "rayleigh": [
         {},
         {"strength": 1.0},
-        {"share": 0.1},
+        {"share": 0.03},
         {"epsilon": 1e-2},
         {"rank": 1},
         {"tokens": "eos"},

@@ -128,7 +128,7 @@ class TestSettings:
 
     def test_styles_have_settings_of_their_own(self):
         own, style = (resolve(Settings("rayleigh"), [p]) for p in ("noto", "by noto"))
-        assert (own.strength, own.options.share) == (1.25, 0.25)
+        assert (own.strength, own.options.share) == (1.25, 0.1)
         assert (style.strength, style.options.share) == (1.5, 0.03)
 
 

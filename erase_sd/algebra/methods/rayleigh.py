@@ -30,7 +30,7 @@ class Options:
     """
 
     rank: int | None = None
-    share: float = 0.25
+    share: float = 0.1
     epsilon: float = 1e-3
     variant: Literal["hard", "lsq", "paper"] = "hard"
     protect_null: bool = True
