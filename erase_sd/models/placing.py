@@ -67,6 +67,9 @@ def take_turn(staging: Staging, target: Path) -> None:
         TimeoutError: If another writer does not come to an end.
     """
     commit, end = commit_folder(target), time.monotonic() + PATIENCE
+    # An empty folder would be replaced by the next writer's: once all is in place, before it is
+    # left, this one must not be empty.
+    (staging.path / "turn").touch()
     while True:
         try:
             os.rename(staging.path, commit)
