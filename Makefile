@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
+.PHONY: demo test search lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## erase "cat" from the embedded model; ends by naming the pictu
 
 test: $(STAMP)  ## the whole test suite
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+search: $(STAMP)  ## the property tests alone, on 2,000 new examples each; minutes
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=search tests/test_parsers.py tests/algebra
 
 test-browser: $(STAMP)  ## the demo in a real Chromium, headless; installs it on Debian; about 4 minutes
 	@test -x $${CHROMIUM:-/usr/bin/chromium} || { apt-get update -q && apt-get install -q -y chromium; } \

@@ -5,8 +5,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# What is run every time is the same every time; `make search` looks for what nobody has seen.
+_ANY = settings(deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("known", _ANY, derandomize=True, max_examples=25)
+settings.register_profile("search", _ANY, max_examples=2000)
+settings.load_profile("known")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from erase_sd.artifact.erasure import Erasure
@@ -23,11 +23,6 @@ from erase_sd.prompts import load_set, read_prompts, read_yaml
 from lab.faults.changes import ODD, bytes_changed, header_changed, value_changed
 from lab.shapes import write_folder, write_single
 
-few = settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 JSON = st.recursive(
     st.sampled_from(ODD) | st.text(max_size=20) | st.floats() | st.integers(),
@@ -44,7 +39,6 @@ def refuses_or_reads(read, path):
         return None
 
 
-@few
 @given(rng=seeds, damage=st.sampled_from([bytes_changed, header_changed]))
 def test_damaged_erasure_files(rng, damage, cat, tmp_path):
     path = cat.save(tmp_path / "e.safetensors", force=True)
@@ -54,7 +48,6 @@ def test_damaged_erasure_files(rng, damage, cat, tmp_path):
     assert found is None or path.read_bytes() == whole or found.names == cat.names
 
 
-@few
 @given(rng=seeds)
 def test_forged_erasure_files(rng, cat, tmp_path):
     path = tmp_path / "e.safetensors"
@@ -66,7 +59,6 @@ def test_forged_erasure_files(rng, cat, tmp_path):
     refuses_or_reads(Erasure.load, path)
 
 
-@few
 @given(rng=seeds)
 def test_damaged_single_files(rng, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "parsers"
@@ -80,7 +72,6 @@ def test_damaged_single_files(rng, tmp_path_factory):
         refuses_or_reads(lambda _: model.weights(), bad)
 
 
-@few
 @given(value=JSON, name=st.sampled_from(["unet/config.json", "model_index.json"]))
 def test_odd_configurations(value, name, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "parsed-folder"
@@ -95,7 +86,6 @@ def test_odd_configurations(value, name, tmp_path_factory):
         (folder / name).write_bytes(whole)
 
 
-@few
 @given(rng=seeds)
 def test_damaged_prompt_sets_and_files(rng, tmp_path):
     path = tmp_path / "s.yaml"
@@ -108,7 +98,6 @@ def test_damaged_prompt_sets_and_files(rng, tmp_path):
     refuses_or_reads(lambda p: read_prompts([f"file:{p}"], what="forget"), path)
 
 
-@few
 @given(rng=seeds, name=st.sampled_from(sorted(p.name for p in PROTOCOLS.glob("emoji-*.yaml"))))
 def test_damaged_protocols(rng, name, tmp_path):
     path = tmp_path / "p.yaml"
@@ -116,7 +105,6 @@ def test_damaged_protocols(rng, name, tmp_path):
     refuses_or_reads(lambda p: load_protocol(str(p)), path)
 
 
-@few
 @given(value=JSON)
 def test_odd_results(value, tmp_path):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)

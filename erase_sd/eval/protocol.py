@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,9 +23,9 @@ METRICS = (
     "accuracy", "attacks", "parts", "instead", "counts", "clip-score", "drift", "lpips", "frechet",
     "kid", "cmmd",
 )  # fmt: skip
-_KEYS = {
-    "name", "summary", "source", "rows", "forget", "apart", "generation", "detector", "metrics",
-    "features",
+_ENTRIES: dict[str, type] = {
+    "name": str, "summary": str, "source": str, "rows": dict, "forget": dict, "apart": bool,
+    "generation": dict, "detector": dict, "metrics": list, "features": str,
 }  # fmt: skip
 
 
@@ -54,10 +55,14 @@ class Generation:
     def __post_init__(self) -> None:
         if self.dtype != "float32":
             raise ValueError(f"images are drawn in float32, got dtype {self.dtype!r}")
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(
-                f"expected steps and batch of at least 1, got {self.steps} and {self.batch}"
-            )
+        for name in ("steps", "batch", "size"):
+            value = getattr(self, name)
+            if not (type(value) is int and value >= 1 or (name, value) == ("size", None)):
+                raise ValueError(f"expected {name} of at least 1, got {value!r:.60}")
+        if type(self.guidance) not in (int, float) or not math.isfinite(self.guidance):
+            raise ValueError(f"expected a finite guidance, got {self.guidance!r:.60}")
+        if not isinstance(self.scheduler, str | None):
+            raise ValueError(f"expected a scheduler's class name, got {self.scheduler!r:.60}")
 
 
 @dataclass(frozen=True)
@@ -188,11 +193,13 @@ def load_protocol(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     metrics = tuple(raw.get("metrics") or ("accuracy",))
-    unknown = sorted(set(metrics) - set(METRICS))
+    unknown = [m for m in metrics if m not in METRICS]
     if unknown:
-        raise ValueError(f"{path}: expected metrics of {', '.join(METRICS)}, got {unknown[0]!r}")
+        raise ValueError(
+            f"{path}: expected metrics of {', '.join(METRICS)}, got {unknown[0]!r:.60}"
+        )
     given = raw.get("forget") or {}
-    if not isinstance(given, Mapping) or not all(isinstance(p, list) for p in given.values()):
+    if not all(isinstance(p, list) for p in given.values()):
         raise ValueError(f"{path}: expected forget as lists of prompts by group, got {given!r:.60}")
     forget = {str(g): tuple(str(p) for p in prompts) for g, prompts in given.items()}
     return Protocol(
@@ -214,11 +221,16 @@ def _read(path: Path) -> dict[str, Any]:
     raw = read_yaml(path, "a protocol")
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a protocol: expected a mapping")
-    unknown = sorted(set(raw) - _KEYS)
-    if unknown:
-        known = ", ".join(sorted(_KEYS))
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; known: {known}")
+    for key, value in raw.items():
+        if key not in _ENTRIES:
+            known = ", ".join(sorted(_ENTRIES))
+            raise ValueError(f"{path}: unknown key {key!r:.60}; known: {known}")
+        if not isinstance(value, _ENTRIES[key]):
+            expected = _ENTRIES[key].__name__
+            raise ValueError(f"{path}: expected {key} as {expected}, got {value!r:.60}")
     missing = sorted({"rows", "detector"} - set(raw))
     if missing:
         raise ValueError(f"{path} lacks {missing[0]!r}")
+    if not isinstance(raw["detector"].get("name"), str):
+        raise ValueError(f"{path}: expected a detector with a name, got {raw['detector']!r:.60}")
     return raw

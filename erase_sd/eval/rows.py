@@ -95,9 +95,9 @@ def read_rows(spec: Mapping[str, Any], guidance: float, data: Path | None) -> li
     if len(sources) != 1:
         raise ValueError(f"rows are given by one of {', '.join(ROW_SOURCES)}")
     told, source = {"attacks": list(ATTACKS)} | dict(spec), resolve(ROW_SOURCES[sources[0]])
-    try:
+    try:  # what goes wrong in here is the file's fault
         rows = [row if isinstance(row, Row) else Row(**row) for row in source(told, guidance, data)]
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # the file's, not ours
+    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"no rows can be made of {told!r:.200}: {error!r:.200}") from error
     if not rows:
         raise ValueError("it has no rows")

@@ -51,7 +51,7 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, "pt") as f:
             return list(f.keys())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
+        raise ValueError(f"{path} is not an intact safetensors file: {error!s:.300}") from error
 
 
 def _regular(path: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from erase_sd.algebra.edit import LowRankEdit, joint
@@ -21,7 +21,6 @@ def projection(d, k, seed):
 shapes = st.tuples(st.integers(4, 16), st.integers(1, 3), st.integers(0, 2**16))
 
 
-@settings(deadline=None, max_examples=25)
 @given(shapes)
 def test_thin_products_equal_the_dense_map(shape):
     edit = projection(*shape)
@@ -36,14 +35,12 @@ def test_thin_products_equal_the_dense_map(shape):
     )
 
 
-@settings(deadline=None, max_examples=25)
 @given(shapes)
 def test_projections_are_idempotent(shape):
     edit = projection(*shape)
     torch.testing.assert_close(edit.matrix @ edit.matrix, edit.matrix, atol=1e-7, rtol=1e-7)
 
 
-@settings(deadline=None, max_examples=25)
 @given(shapes, st.integers(0, 99))
 def test_then_is_composition(shape, seed):
     first, second = projection(*shape), projection(shape[0], 1, seed)

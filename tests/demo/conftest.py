@@ -1,6 +1,7 @@
 """A real server on loopback, and visitors who speak HTTP to it."""
 
 import contextlib
+import faulthandler
 import http.client
 import json
 import os
@@ -70,7 +71,9 @@ def serving(server, **address):
         finally:
             running.should_exit = True
             thread.join(60)
-            assert not thread.is_alive()
+            if thread.is_alive():
+                faulthandler.dump_traceback()
+                pytest.fail("the server does not end; where its threads are is told above")
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,7 +18,6 @@ from erase_sd.vision.train import logits
 from tests.vision.helpers import same
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     kernel=st.integers(1, 3),
     stride=st.integers(1, 3),
