@@ -54,19 +54,20 @@ RUNGS = (
     Rung("latents", "a picture's middle to fill", "masked"),
     Rung("training", "keys and values tuned, 100 steps", "fine-tuning:100"),
 )
+# Each kind early, so that the first few say something of all.
 CONCEPTS: tuple[tuple[Kind, str], ...] = (
     ("object", "cat"),
-    ("object", "pizza"),
-    ("object", "car"),
+    ("family", "weapon"),
+    ("artist", "noto"),
     ("object", "rocket"),
+    ("object", "pizza"),
+    ("family", "alcohol"),
+    ("artist", "fluent"),
     ("object", "cake"),
+    ("object", "car"),
     ("object", "church"),
     ("object", "horse"),
     ("object", "umbrella"),
-    ("family", "weapon"),
-    ("family", "alcohol"),
-    ("artist", "noto"),
-    ("artist", "fluent"),
 )
 SURGERY = "semantic surgery"
 GATES = (Gate(), Gate(bias=-0.2), Gate(bias=-0.3))  # tried on other concepts
