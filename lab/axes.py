@@ -33,7 +33,7 @@ from erase_sd.training import Trainer
 from erase_sd.training.bench import Task
 from erase_sd.training.running import Plan as Training
 from erase_sd.training.running import train_checkpoint
-from lab.method_study import Plan, tune
+from lab.method_study import Best, Plan, tune
 from lab.page import MEASURED
 from lab.study.axes_page import axes_page
 from lab.study.grids import GRIDS, TRAINED
@@ -45,6 +45,7 @@ PROTOCOLS = (
     "emoji-canvas", "emoji-pinpoint", "emoji-pairs", "emoji-names", "emoji-latents",
     "emoji-sequence",
 )  # fmt: skip
+BestTrained = Mapping[str, Mapping[Trainer, Setting]]  # by kind and method
 KEPT_BY_TRAINING = 8  # of a target's retain list, for trained methods that draw what they keep
 
 
@@ -135,9 +136,9 @@ class Rivals:
         return float(json.loads((path / "erasure.json").read_text(encoding="utf-8"))["seconds"])
 
 
-def tune_trained(study: Study, rivals: Rivals, scope: Scope) -> dict[str, dict[str, Setting]]:
+def tune_trained(study: Study, rivals: Rivals, scope: Scope) -> BestTrained:
     """Each trained method's best setting by kind, found on other concepts."""
-    best: dict[str, dict[str, Setting]] = {kind: {} for kind in scope.tune}
+    best: dict[str, dict[Trainer, Setting]] = {kind: {} for kind in scope.tune}
     jobs = [(k, m, s) for k in scope.tune for m, grid in scope.trained.items() for s in grid]
     reached: dict[tuple[str, str], float] = {}
     for kind, method, setting in tqdm(jobs, desc="tuning what trains"):
@@ -176,22 +177,16 @@ def targets_of(protocol: Protocol, group: str) -> list[Target]:
     return [replace(t, retain=tuple(n for n in t.retain if n not in gone)) for t in found]
 
 
-Best = Mapping[str, Mapping[str, Setting]]
-
-
 def variants(
-    study: Study, rivals: Rivals, protocol: Protocol, closed: Best, trained: Best
+    study: Study, rivals: Rivals, protocol: Protocol, closed: Best, trained: BestTrained
 ) -> list[Variant]:
     """The original and every method at its best setting."""
-
-    def setting_of(best: Best, method: str, targets: Sequence[Target]) -> Setting:
-        return best[targets[0].kind][method]
 
     def maker(method: str, extra: Mapping[str, Any]) -> Callable[[str], Erasure]:
         @cache
         def made(group: str) -> Erasure:
             targets = targets_of(protocol, group)
-            setting = {**setting_of(closed, method, targets), **extra}
+            setting = {**closed[targets[0].kind][method], **extra}
             return combine([study.make(method, setting, t) for t in targets])
 
         return made
@@ -207,8 +202,8 @@ def variants(
         where = {}
         for group in tqdm(protocol.groups, desc=f"{name} for {protocol.name}"):
             targets = targets_of(protocol, group)
-            setting = setting_of(trained, name, targets)
-            where[group] = str(rivals.after(name, setting, targets))  # type: ignore[arg-type]
+            setting = trained[targets[0].kind][name]
+            where[group] = str(rivals.after(name, setting, targets))
         found.append(Variant(name, where, {"trained": where}))
     return found
 
@@ -229,7 +224,7 @@ def run(scope: Scope, work: Path, model: Path, out: Path, command: str) -> Path:
     rivals, base = Rivals(own / "trained", model), open_checkpoint(model)
     plan = Plan(scope.closed, scope.tune, {}, tune_seeds=1)
     closed: Best = tune(study, plan)
-    trained: Best = tune_trained(study, rivals, scope)
+    trained = tune_trained(study, rivals, scope)
     results = {}
     for name in scope.protocols:
         protocol = scope.protocol(name)
@@ -241,7 +236,7 @@ def run(scope: Scope, work: Path, model: Path, out: Path, command: str) -> Path:
             raise RuntimeError(f"{name} was run in a second process, which has no results")
         results[name] = result
     seconds = {
-        m: Rivals.seconds(rivals.after(m, s, [target("object", scope.tune["object"][0])]))  # type: ignore[arg-type]
+        m: Rivals.seconds(rivals.after(m, s, [target("object", scope.tune["object"][0])]))
         for m, s in trained["object"].items()
     }
     others = [n for names in scope.tune.values() for n in names]

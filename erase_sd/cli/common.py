@@ -148,22 +148,25 @@ def report(args: argparse.Namespace, result: Result) -> None:
         print("\n".join(result.lines()))
 
 
+def add_prompts(p: argparse.ArgumentParser, *, retain: str) -> None:
+    """`--forget` and `--retain`.
+
+    Args:
+        p: Where they are added.
+        retain: What is done with the prompts of `--retain`.
+    """
+    what = "a prompt, set:NAME or file:PATH (one prompt a line); repeatable"
+    p.add_argument(
+        "--forget", action="append", required=True, metavar="PROMPT", help=f"what to forget: {what}"
+    )
+    p.add_argument(
+        "--retain", action="append", default=[], metavar="PROMPT", help=f"{retain}; likewise"
+    )
+
+
 def add_concept(p: argparse.ArgumentParser) -> None:
     """`--forget`, `--retain` and the method's options."""
-    p.add_argument(
-        "--forget",
-        action="append",
-        required=True,
-        metavar="PROMPT",
-        help="what to forget: a prompt, set:NAME or file:PATH (one prompt a line); repeatable",
-    )
-    p.add_argument(
-        "--retain",
-        action="append",
-        default=[],
-        metavar="PROMPT",
-        help="what to keep besides the defaults; likewise",
-    )
+    add_prompts(p, retain="what to keep besides the defaults")
     p.add_argument(
         "--method",
         default=DEFAULT,

@@ -7,6 +7,7 @@ from pathlib import Path
 from erase_sd.cli.common import (
     add_model,
     add_output,
+    add_prompts,
     options_of,
     parser,
     quiet_libraries,
@@ -32,20 +33,7 @@ def run(argv: list[str]) -> int:
     p = parser("train", f"Erase by training, as rival methods do.\n\n{methods}", EXAMPLES)
     add_model(p)
     p.add_argument("--method", required=True, choices=TRAINERS, help="how")
-    p.add_argument(
-        "--forget",
-        action="append",
-        required=True,
-        metavar="PROMPT",
-        help="what to forget: a prompt, set:NAME or file:PATH (one prompt a line); repeatable",
-    )
-    p.add_argument(
-        "--retain",
-        action="append",
-        default=[],
-        metavar="PROMPT",
-        help="what is drawn and kept (salun); likewise",
-    )
+    add_prompts(p, retain="what is drawn and kept (salun)")
     p.add_argument(
         "--toward",
         metavar="PROMPT",

@@ -7,21 +7,7 @@ from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.lora import save_lora
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline, generate, restore_pipeline
-
-PROMPTS, SEEDS = ["a photo of a cat", "a dog by noto"], [3, 4]
-
-
-def draw(pipe):
-    images = generate(pipe, PROMPTS, SEEDS, steps=4)
-    return np.stack([np.asarray(i, np.float32) / 255 for i in images])
-
-
-def state(pipe):
-    return {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
-
-
-def same(a, b):
-    return all(torch.equal(a[n], b[n]) for n in a)
+from tests.pipelines.helpers import PROMPTS, SEEDS, draw, same, state
 
 
 def test_apply_and_remove_restore_every_bit(pipe, cat, dog):
