@@ -1,5 +1,6 @@
 """What an import costs: the light paths must not pull in the heavy libraries."""
 
+import os
 import subprocess
 import sys
 
@@ -52,3 +53,20 @@ def test_public_names_exist():
     with pytest.raises(AttributeError, match="nothing"):
         erase_sd.nothing  # noqa: B018
     assert callable(erase_sd.erase) and callable(erase_sd.apply)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is GNU's OpenMP that tells what it took")
+@pytest.mark.parametrize(
+    "given, taken", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+)
+def test_threads_that_wait_leave_the_core_to_others(given, taken):
+    code = "from erase_sd.cli.main import main; main(['--version']); import torch"
+    rest = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env=rest | {"OMP_DISPLAY_ENV": "true"} | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert f"OMP_WAIT_POLICY = '{taken}'" in told
