@@ -71,8 +71,9 @@ def semantic_surgery(pipe: Any, concept: str, gate: Gate | None = None) -> Itera
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         states = output.last_hidden_state
-        alpha = gate(states, direction)[:, None, None]
-        output.last_hidden_state = torch.where(alpha > 0, states - alpha * direction, states)
+        out = direction[: states.shape[1]]  # an encoder that looks back alone: the same, cut short
+        alpha = gate(states, out)[:, None, None]
+        output.last_hidden_state = torch.where(alpha > 0, states - alpha * out, states)
         return output
 
     handle = pipe.text_encoder.register_forward_hook(hook)

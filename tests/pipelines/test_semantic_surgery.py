@@ -32,6 +32,18 @@ def test_its_prompts_lose_the_concept_and_others_stay(pipe):
     assert torch.equal(states(pipe, prompts[0]), before[0])  # and it was for a while only
 
 
+def test_lines_that_end_early_are_read_as_far_as_they_go(pipe):
+    ids = pipe.tokenizer("a cat", return_tensors="pt").input_ids
+    with torch.no_grad():
+        before = pipe.text_encoder(ids).last_hidden_state
+        with semantic_surgery(pipe, "a cat", Gate(bias=0.0)):
+            after = pipe.text_encoder(ids).last_hidden_state
+        empty = states(pipe, "")[:, : ids.shape[1]]
+    assert ids.shape[1] < pipe.tokenizer.model_max_length
+    assert not torch.allclose(before, empty, atol=0.1)
+    torch.testing.assert_close(after, empty, atol=1e-4, rtol=1e-3)  # all of "a cat" was taken out
+
+
 def test_two_text_encoders_are_refused(pipe):
     pipe.text_encoder_2 = pipe.text_encoder
     with (
