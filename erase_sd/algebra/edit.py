@@ -16,6 +16,11 @@ class LowRankEdit:
     Attributes:
         A: `(d, k)` float64; the directions that are written away.
         B: `(d, k)` float64; the directions that detect them.
+
+    Example:
+        >>> e = torch.eye(3, 1, dtype=torch.float64)
+        >>> LowRankEdit(e, e).apply_to_features(torch.ones(1, 3, dtype=torch.float64))
+        tensor([[0., 1., 1.]], dtype=torch.float64)
     """
 
     A: Tensor

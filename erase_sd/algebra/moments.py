@@ -21,6 +21,12 @@ class SecondMoment:
         gram: `(d, d)`, the sum of `x xᵀ`.
         total: `(d,)`, the sum of `x`.
         count: How many rows (or how much weight) went in.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> (SecondMoment.of(rows[:1]) + SecondMoment.of(rows[1:])).gram
+        tensor([[1., 0.],
+                [0., 4.]], dtype=torch.float64)
     """
 
     gram: Tensor

@@ -31,6 +31,13 @@ class Erasure:
         base: SHA-256 of each base tensor that is edited, by its diffusers name.
         text_encoder: SHA-256 of the text encoder whose features the edits are made of.
         scale: What multiplies the finished change of every weight: 0 is off, 1 as made.
+
+    Example:
+        >>> from erase_sd import Run, erase
+        >>> dry = Run(dry_run=True)
+        >>> cat, dog = (erase("emoji-sd", [c], run=dry).erasure for c in ("cat", "dog"))
+        >>> (cat + dog).names, (cat + dog - "cat").names
+        (('cat', 'dog'), ('dog',))
     """
 
     concepts: tuple[ErasedConcept, ...]

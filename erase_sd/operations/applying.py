@@ -73,6 +73,12 @@ def apply(
         ValueError: On any other unusable input.
         FileExistsError: If `out` exists.
         OSError: If it cannot be written.
+
+    Example:
+        >>> from erase_sd import erase
+        >>> cat = erase("emoji-sd", ["cat"], run=Run(dry_run=True)).erasure
+        >>> apply(cat, "emoji-sd", out="half", scale=0.5, run=Run(dry_run=True)).erasure.scale
+        0.5
     """
     run = run or Run()
     given = [erasure] if isinstance(erasure, (Erasure, str, Path)) else list(erasure)

@@ -49,6 +49,10 @@ class Run:
         force: Replace what stands under the output's name, if this tool wrote it.
         keep_undo: Also write the original tensors beside the output, for `restore`.
         dry_run: Check and compute everything, write nothing.
+
+    Example:
+        >>> Run(dry_run=True).device
+        'cpu'
     """
 
     source: Source = Source()

@@ -87,6 +87,15 @@ def export(
         WrongBase: If the model is not its base.
         ValueError: On an unknown style or dtype.
         FileExistsError: If `out` exists.
+
+    Example:
+        >>> import tempfile
+        >>> from erase_sd import erase
+        >>> cat = erase("emoji-sd", ["cat"], run=Run(dry_run=True)).erasure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = export(cat, Path(folder) / "no-cat.safetensors", style="kohya")
+        ...     print(done.out.is_file())
+        True
     """
     run = run or Run()
     if dtype not in ("float32", "float16"):

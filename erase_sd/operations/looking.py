@@ -101,6 +101,11 @@ def preflight(
 
     Raises:
         ValueError: On any unusable input.
+
+    Example:
+        >>> seen = preflight("emoji-sd", ["cat"])
+        >>> seen.erasure.names
+        ('cat',)
     """
     run, settings = run or Run(), settings or Settings()
     forget = clean([forget] if isinstance(forget, str) else forget)

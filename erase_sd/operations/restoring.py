@@ -48,6 +48,17 @@ def subtract(
     Raises:
         ValueError: If a name is not erased there, or nothing would be left.
         FileExistsError: If `out` exists and `force` is off.
+
+    Example:
+        >>> import tempfile
+        >>> from erase_sd import Erasure, Run, erase
+        >>> dry = Run(dry_run=True)
+        >>> cat, dog = (erase("emoji-sd", [c], run=dry).erasure for c in ("cat", "dog"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     both = (cat + dog).save(Path(folder) / "both.safetensors")
+        ...     done = subtract(both, ["dog"], Path(folder) / "cat.safetensors")
+        ...     print(Erasure.load(done.out).names)
+        ('cat',)
     """
     rest = load_erasure(erasure)
     for name in names:
@@ -78,6 +89,13 @@ def restore(
         ValueError: If it is no erased checkpoint, or its originals are missing or not the base's.
         FileExistsError: If `out` exists.
         OSError: If it cannot be written.
+
+    Example:
+        >>> from erase_sd import erase
+        >>> from erase_sd.pipelines.loading import load_pipeline, model_path
+        >>> pipe = load_pipeline(model_path("emoji-sd"))
+        >>> _ = erase(pipe, ["cat"])
+        >>> _ = restore(pipe)  # every bit is back
     """
     run = run or Run()
     if not isinstance(erased, (str, Path)):

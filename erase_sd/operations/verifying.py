@@ -94,6 +94,14 @@ def verify(
 
     Raises:
         ValueError: If the path holds no erasure, or a file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from erase_sd import erase
+        >>> cat = erase("emoji-sd", ["cat"], run=Run(dry_run=True)).erasure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     verify(cat.save(Path(folder) / "cat.safetensors"), "emoji-sd").passed
+        True
     """
     run, path = run or Run(), Path(path)
     settle(path)

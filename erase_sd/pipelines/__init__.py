@@ -1,4 +1,16 @@
-"""The diffusers side: erase from a live pipeline, restore it, generate."""
+"""The diffusers side: erase from a live pipeline, restore it, generate.
+
+>>> from erase_sd.pipelines import LiveErasure, apply_to_pipeline, erase_from_pipeline
+>>> from erase_sd.pipelines import restore_pipeline
+>>> from erase_sd.pipelines.loading import load_pipeline, model_path
+>>> pipe = load_pipeline(model_path("emoji-sd"))
+>>> cat = erase_from_pipeline(pipe, ["cat", "kitten"])
+>>> restore_pipeline(pipe)  # every bit is back
+>>> live = apply_to_pipeline(pipe, cat)
+>>> isinstance(live, LiveErasure), live.erasures == (cat,)
+(True, True)
+>>> live.set_scale(0.5)
+"""
 
 from __future__ import annotations
 

@@ -35,6 +35,12 @@ def erase_from_pipeline(
 
     Raises:
         ValueError: On any unusable input; the pipeline is then as it was.
+
+    Example:
+        >>> from erase_sd.pipelines.loading import load_pipeline, model_path
+        >>> pipe = load_pipeline(model_path("emoji-sd"))
+        >>> erase_from_pipeline(pipe, "cat", retain=["tiger"]).names
+        ('cat',)
     """
     live = LiveErasure.of(pipe)
     if isinstance(forget, Erasure):

@@ -39,6 +39,12 @@ def generate(
 
     Raises:
         ValueError: If prompts and seeds are not as many, or a count is below 1.
+
+    Example:
+        >>> from erase_sd.pipelines.loading import load_pipeline, model_path
+        >>> pipe = load_pipeline(model_path("emoji-sd"))
+        >>> [image.size for image in generate(pipe, ["a cat"], [0], steps=2)]
+        [(64, 64)]
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected as many seeds as prompts, got {len(seeds)} for {len(prompts)}")

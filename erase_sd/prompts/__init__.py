@@ -36,7 +36,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept: its name and the other words for it."""
+    """One concept: its name and the other words for it.
+
+    Example:
+        >>> Concept("pistol", ("handgun",)).nouns
+        ('pistol', 'handgun')
+    """
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -57,6 +62,12 @@ class PromptSet:
         concepts: What the set is about.
         templates: Sentences with one `{}` for the concept.
         neutral: Nouns near the subject that should stay; `--forget set:NAME` retains them.
+
+    Example:
+        >>> pistol = Concept("pistol", ("handgun",))
+        >>> guns = PromptSet("guns", "", (pistol,), templates=("a photo of a {}",))
+        >>> guns.prompts()
+        ['a photo of a pistol', 'a photo of a handgun']
     """
 
     name: str
@@ -72,7 +83,12 @@ class PromptSet:
 
 
 def set_names() -> list[str]:
-    """Names of the sets that ship with the package."""
+    """Names of the sets that ship with the package.
+
+    Example:
+        >>> "nudity" in set_names()
+        True
+    """
     return sorted(p.stem for p in HERE.glob("*.yaml") if not p.stem.startswith("_"))
 
 
@@ -83,6 +99,10 @@ def load_set(name: str) -> PromptSet:
     Raises:
         ValueError: If there is no such set or the file is not one; the message says what is
             expected.
+
+    Example:
+        >>> load_set("weapons").concepts[0].name
+        'dagger'
     """
     path = HERE / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
@@ -139,13 +159,23 @@ def _strings(values: object, path: Path, what: str) -> tuple[str, ...]:
 
 
 def neutral() -> list[str]:
-    """Templates with neutral nouns: ordinary prompts that no erasure should touch."""
+    """Templates with neutral nouns: ordinary prompts that no erasure should touch.
+
+    Example:
+        >>> len(neutral()) > 100
+        True
+    """
     base = load_set(str(HERE / "_neutral.yaml"))
     return base.prompts()
 
 
 def neutral_of(sources: Sequence[str]) -> list[str]:
-    """What the prompt sets among some sources ask to keep."""
+    """What the prompt sets among some sources ask to keep.
+
+    Example:
+        >>> neutral_of(["cat"]), len(neutral_of(["set:nudity"])) > 0
+        ([], True)
+    """
     return [noun for s in sources if s.startswith("set:") for noun in load_set(s[4:]).neutral]
 
 
@@ -216,6 +246,10 @@ def read_yaml(path: Path, what: str) -> Any:
 
     Raises:
         ValueError: If it cannot be read, is not YAML, has aliases or is nested too deep.
+
+    Example:
+        >>> read_yaml(HERE / "weapons.yaml", "a prompt set")["templates"][:1]
+        ['{}']
     """
     try:
         return yaml.load(read_text(path, what), _Plain)  # noqa: S506 - a safe one
@@ -235,6 +269,10 @@ def read_prompts(sources: Sequence[str], *, what: str) -> list[str]:
 
     Raises:
         ValueError: If nothing is left, or a file or set cannot be read.
+
+    Example:
+        >>> read_prompts(["cat", "kitten"], what="forget")
+        ['cat', 'kitten']
     """
     prompts: list[str] = []
     for source in sources:

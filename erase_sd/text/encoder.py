@@ -35,6 +35,11 @@ class TextEncoder(Gathering):
 
     Raises:
         ValueError: If the architecture has such a norm and its weight is not given.
+
+    Example:
+        >>> from erase_sd.pipelines.loading import model_path
+        >>> TextEncoder.from_folder(model_path("emoji-sd")).width
+        192
     """
 
     def __init__(

@@ -3,6 +3,10 @@
 Each lives in the file named for it (`unlink-oblique` in `unlink_oblique.py`), which holds its
 `Options` and its `solve(problem, options)`. One line below registers it; nothing is imported before
 it is asked for.
+
+>>> from erase_sd.algebra.methods import DEFAULT, METHODS, Method, get_method
+>>> DEFAULT in METHODS, isinstance(get_method("uce"), Method), get_method("uce").retain
+(True, True, 'listed')
 """
 
 from __future__ import annotations

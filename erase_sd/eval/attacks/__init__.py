@@ -2,6 +2,14 @@
 
 Each stands in the file named for it and is registered by one line below; nothing is imported before
 it is asked for. A protocol names one as "prompt", or with steps of its own as "prompt:80".
+
+>>> from erase_sd.eval.attacks import ATTACKS, LEARNING, attacked
+>>> LEARNING <= set(ATTACKS)
+True
+>>> with attacked("none of these", target=None):
+...     pass
+Traceback (most recent call last):
+ValueError: no attack 'none of these'; there are paraphrase, ...
 """
 
 from __future__ import annotations
