@@ -58,8 +58,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; every expected failure is one line on stderr and an exit code."""
-    # Threads that wait sleep: where others use the cores too, drawing is eight times as fast as
-    # with threads that spin, and where none do it is not slower. Read when torch is loaded.
+    # Threads that wait sleep: spinning, they would keep each other and everybody else off the
+    # cores. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
