@@ -87,17 +87,6 @@ class LowRankEdit:
         off = D - torch.diag(gains)
         return gains if self.rank == 0 or float(off.abs().max()) <= 1e-6 * size else None
 
-    @property
-    def is_invertible(self) -> bool:
-        """Whether `T` has an inverse (not nearly singular).
-
-        Then every feature is `T` of some embedding.
-        """
-        inside = (
-            torch.eye(self.rank, dtype=torch.float64) - self.B.T @ self.A
-        )  # T's determinant is this one's
-        return self.rank == 0 or float(torch.linalg.svdvals(inside).min()) > 1e-2
-
     def scaled(self, strength: float) -> LowRankEdit:
         """`I − s A Bᵀ`: 0 changes nothing, 1 is this edit, above 1 pushes past it."""
         return LowRankEdit(strength * self.A, self.B)
