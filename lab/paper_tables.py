@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from erase_sd.cli.common import quiet_libraries
 from erase_sd.eval.report import table as run_table
-from erase_sd.eval.runner import Share, evaluate
+from erase_sd.eval.runner import evaluate
 from erase_sd.eval.variants import Asked, pipelines_of, variants_of
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.operations.common import open_model
+from erase_sd.processes import Share
 from lab.page import MEASURED, fill, write_page
 from lab.paper_setup import METHODS, SD14, TABLES, Setup, check, stand_ins
 
@@ -118,10 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     quiet_libraries()
     setup, out = _setup(args)
-    state = PartialState(cpu=setup.device == "cpu")
-    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
-    if setup.device == "cuda":
-        setup = replace(setup, device=str(state.device))
+    share = Share.of(setup.device)
+    setup = replace(setup, device=share.device)
     if setup.rehearse and share.process == 0:
         stand_ins(setup.data)
     share.wait()

@@ -170,14 +170,13 @@ def _run_parser() -> argparse.ArgumentParser:
 def _run(argv: list[str]) -> int:
     args = _run_parser().parse_args(argv)
     quiet_libraries()
-    from accelerate import PartialState
-
     from erase_sd.eval.report import table
     from erase_sd.eval.run_folder import batches
-    from erase_sd.eval.runner import Share, evaluate
+    from erase_sd.eval.runner import evaluate
     from erase_sd.eval.variants import Asked, pipelines_of, variants_of
+    from erase_sd.processes import Share
 
-    state = PartialState(cpu=args.device == "cpu")
+    share = Share.of(args.device)
     protocol, base = _protocol(args), open_model(args)
     files = _by_name(args.erasure)
     asked = Asked(files, tuple(args.method), args.robust, tuple(args.also))
@@ -187,9 +186,7 @@ def _run(argv: list[str]) -> int:
         images = f"{len(protocol.rows) * len(variants)} images of {len(variants)} variants"
         print(f"{protocol.name} {protocol.hash}: {images}, {each} batches each: {names}")
         return 0
-    device = str(state.device) if args.device == "cuda" else args.device
-    pipeline = pipelines_of(protocol, base, variant=args.variant, device=device)
-    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
+    pipeline = pipelines_of(protocol, base, variant=args.variant, device=share.device)
     result = evaluate(protocol, variants, pipeline, args.out, share, real=args.real)
     if result is not None and args.json:
         print_json(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from erase_sd.cli.common import (
@@ -21,6 +22,8 @@ EXAMPLES = """  erase-concept train --method esd-x --forget cat --option lr=1e-3
   erase-concept train --method salun --model ./sd14 --forget church --retain "gas pump" \\
     --device cuda --bf16 --out no-church
   erase-concept train --method fmn --model ./sd14 --forget "jane roe" --pictures ./jane --out x
+  accelerate launch -m erase_sd.cli.main train --method esd-u --model ./sd14 --forget nudity \
+    --device cuda --out no-nudity      several devices, each with samples of its own
 
 The result is a plain diffusers folder with what was done in erasure.json. The same command given
 again after an interruption goes on where it stopped and ends with the same bytes. Training cannot
@@ -62,10 +65,15 @@ def run(argv: list[str]) -> int:
     forget = read_prompts(args.forget, what="forget")
     retain = read_prompts(args.retain, what="retain") if args.retain else []
     quiet_libraries()
+    from erase_sd.processes import Share
     from erase_sd.training.bench import Task
     from erase_sd.training.running import Plan, train_checkpoint
 
     task = Task(tuple(forget), tuple(retain), args.toward, args.pictures)
     plan = Plan(args.method, options_of(args), args.seed, args.bf16)
-    report(args, train_checkpoint(args.model, task, plan, args.out, run_of(args)))
+    share = Share.of(args.device)
+    run_here = replace(run_of(args), device=share.device)
+    done = train_checkpoint(args.model, task, plan, args.out, run_here, share)
+    if done is not None:
+        report(args, done)
     return 0

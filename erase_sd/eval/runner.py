@@ -8,7 +8,6 @@ and the record is written last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +37,7 @@ from erase_sd.eval.run_folder import (
 )
 from erase_sd.eval.scores import accuracy, clip_score, counts, instead, shares, short
 from erase_sd.pipelines.live import LiveErasure
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process's part of the work.
-
-    Attributes:
-        process: Its number.
-        processes: How many there are.
-        wait: Returns when all have come as far.
-    """
-
-    process: int = 0
-    processes: int = 1
-    wait: Callable[[], None] = lambda: None
+from erase_sd.processes import Share
 
 
 def evaluate(

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erase_sd.models.files import atomic_path
+from erase_sd.processes import Share
 from erase_sd.training.lesson import Lesson, Options
 
 SAVE_EVERY = 60.0  # seconds
@@ -35,13 +36,19 @@ class History:
     memory: int | None
 
 
-def generator_of(seed: int, step: int) -> torch.Generator:
+def generator_of(seed: int, step: int, process: int = 0) -> torch.Generator:
     """All randomness of one step; on the CPU, so that every device sees the same numbers.
+
+    Args:
+        seed: Of the training.
+        step: Which.
+        process: Of several, which each see other samples.
 
     >>> torch.rand(1, generator=generator_of(0, 1)) == torch.rand(1, generator=generator_of(0, 1))
     tensor([True])
     """
-    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
+    told = f"{seed} {step}" + (f" {process}" if process else "")
+    digest = hashlib.sha256(told.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
@@ -53,8 +60,12 @@ def train(
     about: str = "",
     state: Path | None = None,
     save_every: float = SAVE_EVERY,
+    share: Share | None = None,
 ) -> History:
     """Train, or go on with it; an interrupted training ends where an uninterrupted one does.
+
+    Several processes each compute a step's loss on samples of their own and move by the mean of
+    their gradients; the first keeps the state.
 
     Args:
         lesson: What moves, and by which loss.
@@ -63,42 +74,51 @@ def train(
         about: What is trained; a state of something else is refused.
         state: File to keep it in; None keeps nothing.
         save_every: Seconds between two states.
+        share: This process's part; default: all of it.
 
     Raises:
         ValueError: If the state is another training's.
         RuntimeError: If the loss is no longer a number.
     """
+    share = share or Share()
+    state_here = state if share.process == 0 else None
     values = list(lesson.parameters.values())
     optimizer = torch.optim.AdamW(values, lr=options.lr, weight_decay=lesson.weight_decay)
     losses, before = _resume(state, about, lesson, optimizer)
     start = saved = time.monotonic()
     bar = tqdm(
         range(len(losses), options.steps), initial=len(losses), total=options.steps,
-        desc="training", unit="step",
+        desc="training", unit="step", disable=share.process > 0,
     )  # fmt: skip
     try:
         for step in bar:
-            losses.append(_step(lesson, optimizer, generator_of(seed, step)))
+            generator = generator_of(seed, step, share.process)
+            losses.append(_step(lesson, optimizer, generator, share))
             bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
             if not math.isfinite(losses[-1]):
                 told = f"lower the learning rate ({options.lr:g})"
                 raise RuntimeError(f"the loss became {losses[-1]} at step {step + 1}; {told}")
             now = time.monotonic()
-            if state is not None and now - saved >= save_every:
-                _save(state, about, lesson, optimizer, losses, before + now - start)
+            if state_here is not None and now - saved >= save_every:
+                _save(state_here, about, lesson, optimizer, losses, before + now - start)
                 saved = now
     finally:
         bar.close()
     seconds = before + time.monotonic() - start
-    if state is not None:
-        _save(state, about, lesson, optimizer, losses, seconds)
+    if state_here is not None:
+        _save(state_here, about, lesson, optimizer, losses, seconds)
     return History(tuple(losses), seconds, _memory(values))
 
 
-def _step(lesson: Lesson, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> float:
+def _step(
+    lesson: Lesson, optimizer: torch.optim.Optimizer, generator: torch.Generator, share: Share
+) -> float:
     optimizer.zero_grad(set_to_none=True)
     loss = lesson.loss(generator)
     loss.backward()
+    for p in lesson.parameters.values():
+        if p.grad is not None:
+            p.grad = share.mean(p.grad)
     for name, mask in lesson.masks.items():
         gradient = lesson.parameters[name].grad
         if gradient is not None:
@@ -106,7 +126,7 @@ def _step(lesson: Lesson, optimizer: torch.optim.Optimizer, generator: torch.Gen
     if lesson.clip is not None:
         torch.nn.utils.clip_grad_norm_(list(lesson.parameters.values()), lesson.clip)
     optimizer.step()
-    return float(loss.detach())
+    return float(share.mean(loss.detach()))
 
 
 def _save(

@@ -21,6 +21,7 @@ from erase_sd.models.files import PROVENANCE, atomic_path, check_target
 from erase_sd.models.tensor_files import dump_tensors, read_tensors, tensor_hash
 from erase_sd.operations.common import Run, check_output, open_model
 from erase_sd.pipelines.loading import load_pipeline
+from erase_sd.processes import Share
 from erase_sd.training import METHODS, Trainer
 from erase_sd.training.bench import Bench, Task
 from erase_sd.training.lesson import Factors, Lesson, Options
@@ -123,8 +124,13 @@ def work_folder(out: Path) -> Path:
 
 
 def train_checkpoint(
-    model: str | Path | Checkpoint, task: Task, plan: Plan, out: Path, run: Run | None = None
-) -> Trained:
+    model: str | Path | Checkpoint,
+    task: Task,
+    plan: Plan,
+    out: Path,
+    run: Run | None = None,
+    share: Share | None = None,
+) -> Trained | None:
     """Train a checkpoint into another; given again after an interruption, it goes on.
 
     Args:
@@ -134,12 +140,16 @@ def train_checkpoint(
         out: Folder to write: plain, with provenance in `erasure.json`. A LoRA, where the method
             makes one, stands beside it.
         run: Device, and whether an existing output may be replaced.
+        share: This process's part, if there are several; they must see the same files.
+
+    Returns:
+        What was done, in the first process; None in others.
 
     Raises:
         ValueError: On any unusable input; nothing was written then.
         FileExistsError: If `out` exists.
     """
-    run = run or Run()
+    run, share = run or Run(), share or Share()
     plan.check(task)
     base = open_model(model, run.source)
     if not isinstance(base, DiffusersFolder) or base.architecture.name != "sd":
@@ -149,16 +159,25 @@ def train_checkpoint(
     work = work_folder(out)
     pipe = load_pipeline(base, variant=base.variant, device=run.device)
     bench = Bench(pipe, task, plan.seed, usual(base.path).guidance, work, plan.bf16)
-    about = provenance(base, str(model), task, plan)
+    about = provenance(base, str(model), task, plan, share.processes)
     work.mkdir(parents=True, exist_ok=True)
-    lesson, history = run_plan(bench, plan, json.dumps(about["what"], sort_keys=True), work)
+    what = json.dumps(about["what"], sort_keys=True)
+    lesson, history = run_plan(bench, plan, what, work, share)
+    if share.process:
+        share.wait()
+        return None
     result = _write(base, lesson, Trained(about["told"], history, out, 0), force=run.force)
     shutil.rmtree(work)
+    share.wait()
     return result
 
 
 def run_plan(
-    bench: Bench, plan: Plan, about: str, work: Path | None = None
+    bench: Bench,
+    plan: Plan,
+    about: str,
+    work: Path | None = None,
+    share: Share | None = None,
 ) -> tuple[Lesson, History]:
     """Train the bench's network in place.
 
@@ -167,15 +186,21 @@ def run_plan(
         plan: How.
         about: What is trained; a state of something else is refused.
         work: Folder of the state; None keeps none.
+        share: This process's part.
 
     Returns:
         The lesson, whose `changed` has the outcome, and how it went.
     """
+    share = share or Share()
+    if share.process:
+        share.wait()  # for the pictures that the first one draws
     lesson = METHODS[plan.method].function(bench, plan.settings)
+    if share.process == 0:
+        share.wait()
     try:
         history = train(
             lesson, plan.settings, seed=plan.seed, about=about,
-            state=work / "state.pt" if work else None, save_every=plan.save_every,
+            state=work / "state.pt" if work else None, save_every=plan.save_every, share=share,
         )  # fmt: skip
     finally:
         lesson.close()
@@ -183,7 +208,9 @@ def run_plan(
     return lesson, history
 
 
-def provenance(base: DiffusersFolder, model: str, task: Task, plan: Plan) -> dict[str, Any]:
+def provenance(
+    base: DiffusersFolder, model: str, task: Task, plan: Plan, processes: int = 1
+) -> dict[str, Any]:
     """What decides a training ("what"), and that with words about it ("told")."""
     weights = {n: tensor_hash(w) for n, w in sorted(base.weights().items())}
     what = {
@@ -195,6 +222,7 @@ def provenance(base: DiffusersFolder, model: str, task: Task, plan: Plan) -> dic
         "pictures": str(task.pictures) if task.pictures else None,
         "seed": plan.seed,
         "bf16": plan.bf16,
+        "processes": processes,
         "base": weights,
     }
     told = {
