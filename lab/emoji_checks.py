@@ -15,9 +15,12 @@ from erase_sd.emoji.judge import Verdicts, judge
 from erase_sd.emoji.render import render
 from erase_sd.emoji.scenes import Scene, caption, sample_scene
 from erase_sd.emoji.world import available_objects, load_world, with_article
+from erase_sd.eval.sheet import image_grid
+from erase_sd.pipelines.denoising import latents_of
 from lab.second_judge import load_second_judge
 
 Draw = Callable[[Sequence[str], int], list[Image.Image]]  # prompts, and the number of a series
+_AT_ONCE = 64  # pictures through the autoencoder
 Labelled = list[tuple[str, str]]  # prompts, and what a judge should name
 
 
@@ -76,6 +79,36 @@ def check_clip(count: int) -> dict[str, float]:
     found = (images[:256] @ embed_texts(clip, tokenizer, full).T).argmax(1)
     right = found == torch.arange(len(full))
     return {"clip": float(hit.float().mean()), "clip retrieval of 256": float(right.float().mean())}
+
+
+def reconstructed(pipe: Any, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures as the autoencoder returns them."""
+    found: list[Image.Image] = []
+    for start in range(0, len(pictures), _AT_ONCE):
+        with torch.no_grad():
+            latents = latents_of(pipe, pictures[start : start + _AT_ONCE])
+            out = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        found += pipe.image_processor.postprocess(out, output_type="pil")
+    return found
+
+
+def check_autoencoder(pipe: Any, count: int) -> dict[str, Any]:
+    """What the autoencoder alone costs, on unseen renders.
+
+    Returns:
+        Peak signal to noise in dB, mean over pictures; how often the judge names the right object
+        in what comes back; and a sheet of originals, each above what came back of it.
+    """
+    scenes, pictures = unseen(count, 3)
+    back = reconstructed(pipe, pictures)
+    noise = [
+        10 * float(np.log10(255**2 / np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)))
+        for a, b in zip(pictures, back, strict=True)
+    ]
+    right = agree([load_world().names[s.objects[0]] for s in scenes], judge(back).top)
+    rows = [im for i in (0, 9) for im in (*pictures[i : i + 9], *back[i : i + 9])]
+    numbers = {"autoencoder dB": float(np.mean(noise)), "autoencoder judge": right}
+    return numbers | {"sheet": image_grid(rows, 9, cell=128)}
 
 
 # -- the generator

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lab.page import table
+
+EARLIER = Path(__file__).parent / "emoji_earlier.json"  # of weights that were shipped before
 
 
 def training_table(training: Mapping[str, Any]) -> str:
@@ -33,6 +37,22 @@ def commands(training: Mapping[str, Any]) -> list[str]:
         found.append(str(phase["command"]))
         phase = phase.get("continues")
     return found[::-1]
+
+
+def steps_of(training: Mapping[str, Any]) -> int:
+    """Steps of the generator over all trainings that made the weights."""
+    own = int(training["plan"].get("unet", {"steps": 0})["steps"])
+    return own + (steps_of(training["continues"]) if "continues" in training else 0)
+
+
+def curve(result: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """What the same command found after fewer steps, and now."""
+    earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
+    worst = min(result["per artist"].values())
+    now = {"steps": steps_of(training), "worst artist": worst} | dict(result)
+    columns = ("objects", "worst object", "pairs", "artists", "worst artist", "backgrounds")
+    rows = [[f"{r['steps']:,}", *(f"{r[c]:.1%}" for c in columns)] for r in (*earlier, now)]
+    return table(["steps of the generator", *columns], rows)
 
 
 def second_opinion(result: Mapping[str, Any]) -> str:

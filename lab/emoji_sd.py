@@ -15,10 +15,11 @@ from erase_sd.cli.common import quiet_libraries
 from erase_sd.emoji.models import EMOJI_SD
 from erase_sd.emoji.world import available_objects, load_world, with_article
 from erase_sd.eval.sheet import image_grid
+from erase_sd.models.files import atomic_path
 from erase_sd.pipelines.loading import load_pipeline
 from erase_sd.pipelines.sampling import generate
-from lab.emoji_checks import check_clip, check_generator, check_judge
-from lab.emoji_page import commands, second_opinion, training_table
+from lab.emoji_checks import check_autoencoder, check_clip, check_generator, check_judge
+from lab.emoji_page import commands, curve, second_opinion, training_table
 from lab.page import MEASURED, Goal, fill, goal_table, plain, tell, write_page
 from lab.second_judge import load_second_judge
 
@@ -81,6 +82,9 @@ def validation_page(
         judge_pairs=result["judge pairs"],
         retrieval=result["clip retrieval of 256"],
         second=second_opinion(result),
+        curve=curve(result, training),
+        decibels=result["autoencoder dB"],
+        returned=result["autoencoder judge"],
         names=", ".join(load_world().names),
         weakest=plain(dict(list(result["per object"].items())[:10])),
         artists=plain(result["per artist"]),
@@ -119,6 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     second = load_second_judge()
     if second is not None:
         result["second judge on renders"] = check_judge(args.renders, second)
+    coded = check_autoencoder(pipe, args.renders)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(args.out / "emoji-sd-autoencoder.png", force=True) as draft:
+        coded.pop("sheet").save(draft, format="PNG")
+    result |= coded
     sheet = sample_sheet(pipe)
     result |= check_generator(draw, args.per_cell, args.seeds)
     training = json.loads((args.model.parent / "training.json").read_text())

@@ -16,7 +16,7 @@ from erase_sd.emoji.subjects import concept_in
 from erase_sd.emoji.world import load_world
 from erase_sd.eval.variants import Asked
 from lab import emoji_checks, results, speed
-from lab.emoji_page import commands, second_opinion, training_table
+from lab.emoji_page import EARLIER, commands, curve, second_opinion, training_table
 from lab.emoji_sd import GOALS, goals, validation_page
 from lab.faults import __main__ as faults
 from lab.timing import child, median, uce_by_layer
@@ -204,6 +204,16 @@ class TestValidation:
         assert judged["judge"] > 0.9 and judged["judge background"] > 0.9
         assert emoji_checks.check_clip(80)["clip"] > 0.8
 
+    def test_the_autoencoder_alone(self, pipe):
+        told = emoji_checks.check_autoencoder(pipe, 18)
+        assert 24 < told["autoencoder dB"] < 32 and told["autoencoder judge"] > 0.9
+        assert told["sheet"].size == (9 * 128, 4 * 128)
+        _, pictures = emoji_checks.unseen(18, 3)
+        top = np.asarray(told["sheet"].crop((0, 0, 128, 128)).resize((64, 64)), float)
+        assert (
+            np.abs(top - np.asarray(pictures[0], float)).mean() < 4
+        )  # an original, then what came
+
     def test_the_page_tells_missed_goals_and_every_training(self):
         result = {key: 1.0 for key in GOALS} | {"pairs": 0.7}
         del result["judges agree"], result["worst artist"]  # found from what is below
@@ -219,6 +229,7 @@ class TestValidation:
             "per artist": {"noto": 1.0},
         }
         result |= {"per background": {"red": 1.0}}
+        result |= {"autoencoder dB": 27.44, "autoencoder judge": 0.998}
         missed = [GOALS["pairs"][0], GOALS["judges agree"][0]]  # nobody asked a second judge
         assert [g.what for g in goals(result) if not g.met] == missed
         text = validation_page(result, TRAINING, 21, 3)
@@ -230,7 +241,10 @@ class TestValidation:
         assert training_table(TRAINING).splitlines()[2:] == [
             "| unet (continued) | 2 x 4 | 0.1 | 20 |", "| scenes | 7 |  | 3 |"
         ]  # fmt: skip
-        assert "No second judge" in text
+        assert "No second judge" in text and "at 27.4 dB" in text and "names 99.8%" in text
+        now = "| 2 | 100.0% | 100.0% | 70.0% | 100.0% | 100.0% | 100.0% |"
+        rows = curve(result, TRAINING).splitlines()
+        assert rows[-1] == now and len(rows) == 2 + 1 + len(json.loads(EARLIER.read_text()))
         result["second judge"] = {
             "agreement": 0.9,
             "objects": 0.8,
