@@ -48,6 +48,8 @@ from lab.study.targets import (
 )
 
 Best = dict[str, dict[str, Setting]]  # by kind and method
+ROBUST = (DEFAULT, "unlink-oblique")  # measured with a left side as well, at their own defaults
+UNTOUCHED = "nothing erased"
 ROLES = ("forget", "synonym", "in", "out", "neighbour", "plain")
 
 
@@ -137,17 +139,16 @@ def measure(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
                 jobs.append(Job("tuned", method, tuned, t, plan.seeds))
                 if method in (DEFAULT, "unlink", "uce") and tuned != grid[0]:
                     jobs.append(Job("published", method, grid[0], t, plan.seeds))
-                if method == DEFAULT:
+                if method in ROBUST:
                     jobs.append(Job("robust", method, {"robust": True}, t, plan.seeds))
     return [study.score(job, ROLES) for job in tqdm(jobs, desc="testing")]
 
 
 def attack(study: Study, plan: Plan, best: Best) -> list[dict[str, Any]]:
-    """Every method against free token embeddings; the model as it was, and the robust mode."""
-    settings: list[tuple[str, Setting | None]] = [("nothing erased", None)]
+    """Every method against free token embeddings; the model as it was, and with a left side."""
+    settings: list[tuple[str, Setting | None]] = [(UNTOUCHED, None)]
     settings += [(method, best["object"][method]) for method in plan.grids]
-    if DEFAULT in plan.grids and not best["object"][DEFAULT].get("robust"):
-        settings.append((DEFAULT, dict(best["object"][DEFAULT]) | {"robust": True}))
+    settings += [(method, {"robust": True}) for method in plan.grids if method in ROBUST]
     jobs = [
         Job("attack", method, setting, target("object", name), plan.images)
         for method, setting in settings
@@ -179,7 +180,8 @@ def earlier(out: Path, methods: Sequence[str]) -> dict[str, Any]:
         }
     for kind, settings in data["settings"].items():
         data["settings"][kind] = {n: s for n, s in settings.items() if other(n)}
-    data["attacks"] = [a for a in data["attacks"] if a["method"] not in methods]
+    again = {*methods, UNTOUCHED}
+    data["attacks"] = [a for a in data["attacks"] if a["method"] not in again]
     return data
 
 
