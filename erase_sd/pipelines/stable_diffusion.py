@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from erase_sd.artifact.erasure import Erasure, combine, erasure_files
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.fit.solve import Settings
 from erase_sd.models.files import atomic_path
 from erase_sd.pipelines.erasing import erase_from_pipeline
@@ -66,7 +66,7 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):  # type: ignore[mis
         about["_class_name"] = StableDiffusionPipeline.__name__  # what everybody can load
         files = {index.name: json.dumps(about, indent=2).encode()}
         if live.erasures:
-            files |= erasure_files(combine(live.erasures).scaled(live.scale))
+            files |= combine(live.erasures).scaled(live.scale).files()
         for name, content in files.items():
             with atomic_path(folder / name, force=True) as draft:
                 draft.write_bytes(content)
