@@ -35,7 +35,9 @@ def run(argv: list[str]) -> int:
     from erase_sd.artifact.erasure import Erasure
 
     if args.erasure.is_dir():
-        raise ValueError(f"expected an erasure file, got the folder {args.erasure}: use `hf upload`")
+        raise ValueError(
+            f"expected an erasure file, got the folder {args.erasure}: use `hf upload`"
+        )
     missing = [str(path) for path in args.also if not path.is_file()]
     if missing:
         raise ValueError(f"no such file: {', '.join(missing)}")

@@ -211,7 +211,10 @@ def _solve(
         "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch."),
         "lost to rounding": max(
             # one at a time: in float64 they are four times the file
-            (erasure.edit_of(s).lost(weights[s.name], changed[s.name]) for s in erasure.editable(changed)),
+            (
+                erasure.edit_of(s).lost(weights[s.name], changed[s.name])
+                for s in erasure.editable(changed)
+            ),
             default=0.0,
         ),
     }

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.hosted import architecture_of, check_fits
 from erase_sd.fit.solve import fit
 from erase_sd.models.ldm_names import UNET, to_ldm
 from erase_sd.models.opening import open_checkpoint
@@ -65,7 +66,7 @@ def test_the_weights_that_read_text_are_found_by_our_names(wired, tmp_path, kind
     found = wired.base_weights(Patcher(in_ldm(weights) | noise))
     assert len(found) == count and found.keys() == weights.keys()
     assert all(torch.equal(found[n], weights[n]) for n in found)
-    assert wired.architecture_of(found).name == ("sdxl" if kind == "sdxl" else "sd")
+    assert architecture_of(found).name == ("sdxl" if kind == "sdxl" else "sd")
 
 
 def test_other_models_are_refused_by_name(wired):
@@ -74,23 +75,26 @@ def test_other_models_are_refused_by_name(wired):
         wired.base_weights(Patcher(flux))
 
 
-def test_an_erasure_of_another_kind_is_refused(wired, cat, tmp_path):
-    weights = small(tmp_path, "sdxl").weights()
+def test_an_erasure_of_another_kind_or_width_is_refused(cat, tmp_path):
     with pytest.raises(ValueError, match="expected a MODEL of kind sd, got sdxl"):
-        wired.patches(cat, weights)
+        check_fits(cat, small(tmp_path, "sdxl").weights())
+    wide = {n: torch.zeros(2, 1024) for n in small(tmp_path, "sd2").weights()}
+    with pytest.raises(ValueError, match=f"text of width {cat.edit.width}, got one of 1024"):
+        check_fits(cat, wide, allow_other_base=True)
 
 
 def test_prompts_stand_one_a_line(wired):
     assert list(wired.lines(" cat \n\n a kitten\n")) == ["cat", "a kitten"]
 
 
-def test_the_nodes_import_no_library_of_other_hosts():
-    for path in NODES.glob("*.py"):
+@pytest.mark.parametrize("host, given", [("comfyui", set()), ("a1111", {"gradio"})])
+def test_a_host_s_folder_imports_no_library_of_other_hosts(host, given):
+    for path in (ROOT / "hosts" / host).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = [a.name for a in getattr(node, "names", ())]
             names.append(getattr(node, "module", None) or "")
             heads = {name.split(".")[0] for name in names}
-            assert not heads & {"diffusers", "transformers", "gradio"}, path.name
+            assert not heads & ({"diffusers", "transformers", "gradio"} - given), path.name
 
 
 def test_the_example_is_wired_throughout():
