@@ -110,11 +110,10 @@ def _ending(about: Publication, tensors: int) -> list[str]:
     return [
         "## Checking and undoing",
         "",
-        f"`erase-concept verify {escaped(about.name)} --model BASE` recomputes every edited tensor from "
-        "the base model and "
-        f"says whether this is what it claims to be. {tensors} tensors are edited; the erasure "
-        "file holds the edit "
-        "itself, so that concepts can be taken out of it again (`erase-concept remove`).",
+        f"`erase-concept verify {escaped(about.name)} --model BASE` recomputes every edited "
+        "tensor from the base model and says whether this is what it claims to be. "
+        f"{tensors} tensors are edited; the erasure file holds the edit itself, so that concepts "
+        "can be taken out of it again (`erase-concept remove`).",
         "",
         "## Limits",
         "",

@@ -211,7 +211,7 @@ class Erasure:
         return file.dump(self.describe(), self._tensors())
 
     def files(self) -> dict[str, bytes]:
-        """The small files that go with a checkpoint or to the Hub: itself, and the same in words."""
+        """The small files that go with a checkpoint: itself, and the same in words."""
         words = json.dumps(self.describe(), indent=2, ensure_ascii=False).encode()
         return {ERASURE: self.to_bytes(), PROVENANCE: words}
 

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, by its own library: what is named there comes here, what is pushed goes there.
+"""The Hugging Face Hub, by its own library: what is named there comes here, what is pushed goes.
 
 Nothing else speaks to it. The library's own settings hold: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
 """
