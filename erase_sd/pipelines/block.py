@@ -26,8 +26,8 @@ STATES: dict[str, Stream] = {
 class EraseBlock(ModularPipelineBlocks):  # type: ignore[misc]
     """Edits text states once, right after they are made: no weight, no hook, no work per step.
 
-    Put it behind the text encoder's block, `blocks.sub_blocks.insert("erase", block, 1)`. It sees no
-    weights, so it checks the kind of model and the width of its text alone.
+    Put it behind the text encoder's block, `blocks.sub_blocks.insert("erase", block, 1)`. It sees
+    no weights, so it checks the kind of model and the width of its text alone.
 
     Args:
         erasure: What to erase: an erasure, its file, or a Hub id.

@@ -1,4 +1,4 @@
-"""Concept erasure as a block: `ModularPipelineBlocks.from_pretrained` of this folder finds it here."""
+"""Concept erasure as a block, for `ModularPipelineBlocks.from_pretrained` of this folder."""
 
 from erase_sd.pipelines.block import EraseBlock
 

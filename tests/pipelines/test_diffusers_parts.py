@@ -41,7 +41,7 @@ def erasure(flux):
 
 
 def drawn(pipe, **options):
-    options |= SIZE | {"generator": torch.Generator().manual_seed(0), "output_type": "latent"}
+    options |= SIZE | {"generator": torch.Generator().manual_seed(0), "output_type": "pt"}
     return pipe(prompt="a photo of a thing", **options)
 
 
