@@ -71,7 +71,7 @@ def test_what_is_shown_lies_in_the_visitors_folder(erased):
     assert size_of(pictures.pairs[0]) == (260, 128)
     assert size_of(pictures.before[0]) == (512, 512)
     assert "recognised of what was to go" in erased.scores
-    assert set(erased.files) == {"erasure", "peft", "kohya"}
+    assert set(erased.files) == {"erasure", "peft", "hosts"}
     assert Erasure.load(erased.files["erasure"]).names == ("cat",)
     assert "pipe.erase(['cat', 'kitten']" in erased.python
     assert erased.shell.startswith("erase-concept erase --forget cat --forget kitten")

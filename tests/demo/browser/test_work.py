@@ -48,7 +48,7 @@ def test_the_lora_from_the_page_works_in_diffusers(visit, tmp_path, pipe):
     prompts, seeds = ["a picture of a cat"] * 4, range(4)
     assert judge(generate(pipe, prompts, seeds)).top.count("cat") == 4
     path = downloaded(visit, "peft", tmp_path)
-    assert downloaded(visit, "kohya", tmp_path).stat().st_size > 1000
+    assert downloaded(visit, "hosts", tmp_path).stat().st_size > 1000
     pipe.load_lora_weights(str(path.parent), weight_name=path.name)
     assert judge(generate(pipe, prompts, seeds)).top.count("cat") == 0
 
