@@ -246,14 +246,10 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         contexts=task.contexts,
         layers=encoder.layers,
         strength=chosen.strength,
-        options=_used(chosen, right[TOKENS]) | _toward(task, spec),
+        options=_used(chosen, right[TOKENS])
+        | ({"toward": task.anchor} if spec.anchor is not None and task.anchor else {}),
         certificate=certificates.pop(TOKENS, {}) | certificates,
     )
-
-
-def _toward(task: Task, spec: Method) -> dict[str, str]:
-    """Where a method with a target moved the concept, as it is kept among its options."""
-    return {"toward": task.anchor} if spec.anchor is not None and task.anchor else {}
 
 
 def _left(
