@@ -6,7 +6,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 
 from erase_sd.artifact.lora import save_lora
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline, restore_pipeline
@@ -40,6 +45,15 @@ def test_a_saved_pipeline_is_a_plain_one_with_its_erasure_beside_it(pipe, tmp_pa
         pipe.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="hf upload"):
         pipe.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+
+
+def test_a_pipeline_of_another_task_is_erased_as_well(pipe, cat):
+    pipe.erase(cat)
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert LiveErasure.of(other).erasures == (cat,)
+    plain = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    again = AutoPipelineForImage2Image.from_pipe(plain)
+    assert LiveErasure.of(again).erasures == (cat,)
 
 
 def test_a_pipeline_is_saved_whole_or_not_at_all(pipe, cat, tmp_path, monkeypatch):
