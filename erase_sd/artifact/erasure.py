@@ -275,7 +275,8 @@ class Erasure:
             ValueError: If it cannot be pushed.
         """
         words = self.card(replace(about or Publication(repo_id), name=repo_id))
-        files = {"README.md": words.encode(), **self.files(), **{p.name: p for p in also}}
+        files: dict[str, bytes | Path] = {"README.md": words.encode(), **self.files()}
+        files |= {p.name: p for p in also}
         told = f"Without {', '.join(self.names)}"
         return push(repo_id, files, message=told[:200], private=private)
 

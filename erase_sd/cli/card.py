@@ -70,5 +70,11 @@ def publication(args: argparse.Namespace, path: Path) -> Publication:
             evaluation = table([results_of(args.results)])
     picture = (path / "before_after.png").is_file()
     checkpoint = path.exists() and erasure_path(path) != path
-    relation = "finetune" if checkpoint else "adapter"
-    return Publication(path.name, args.base_model, args.license, picture, evaluation, relation)
+    return Publication(
+        path.name,
+        args.base_model,
+        args.license,
+        picture,
+        evaluation,
+        relation="finetune" if checkpoint else "adapter",
+    )

@@ -91,7 +91,7 @@ class EraseBlock(ModularPipelineBlocks):  # type: ignore[misc]
         denoiser = denoiser_of(components)
         if not isinstance(denoiser, nn.Module):  # it is not loaded, or elsewhere
             return
-        config = dict(denoiser.config)
+        config = dict(denoiser.config)  # type: ignore[arg-type]
         config.setdefault("_class_name", type(denoiser).__name__)
         found = identify(config).name
         if found != self.erasure.architecture:

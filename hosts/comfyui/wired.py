@@ -30,7 +30,7 @@ class WiredTower(LoadedTower):
     """
 
     def __init__(self, spec: Tower, name: str, clip: Any) -> None:
-        self.spec, self.name = spec, name
+        self.spec, self.name, self.writer = spec, name, None  # CLIPs have no template
         self.model = getattr(clip.cond_stage_model, name)
         self.tokenizer = getattr(clip.tokenizer, name).tokenizer
         self.pad = self.model.special_tokens["pad"]

@@ -7,6 +7,7 @@ the network under `model` or `forge_objects`, weights with LoRAs in them and a c
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ class Host:
 
     def __init__(self, monkeypatch, folder, forge):
         self.said, self.called, self.forge = [], [], forge
-        own = {
+        own: dict[str, dict[str, Any]] = {
             "gradio": {n: Component for n in ("Accordion", "Checkbox", "Dropdown", "Slider")},
             "modules": {},
             "modules.paths": {"models_path": str(folder)},

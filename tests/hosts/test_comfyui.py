@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,43 @@ def test_an_erasure_of_another_kind_or_width_is_refused(cat, tmp_path):
     wide = {n: torch.zeros(2, 1024) for n in small(tmp_path, "sd2").weights()}
     with pytest.raises(ValueError, match=f"text of width {cat.edit.width}, got one of 1024"):
         check_fits(cat, wide, allow_other_base=True)
+
+
+class Clip:
+    """As much of ComfyUI's text encoder as is read; its states are those of a tower of ours."""
+
+    def __init__(self, tower):
+        self.tower, self.transformer, self.max_length = tower, tower.model, tower.length
+        self.special_tokens = {"pad": tower.pad}
+        self.cond_stage_model = self.clip_l = self
+        self.tokenizer = SimpleNamespace(clip_l=SimpleNamespace(tokenizer=tower.tokenizer))
+        self.reset_clip_options()
+
+    def set_clip_options(self, options):
+        self.layer = options["layer"]
+
+    def reset_clip_options(self):
+        self.layer = None
+
+    def encode(self, lines):
+        ids = torch.tensor(lines)
+        assert ids.shape[1] == self.max_length
+        states, pooled = self.tower.read(ids, torch.ones_like(ids))
+        spec = self.tower.spec
+        return states[(spec.layer, *spec.also).index(self.layer)], pooled
+
+
+def test_a_wired_encoder_gives_the_states_of_the_checkpoint(wired, tmp_path):
+    (tower,) = TextEncoder.from_checkpoint(small(tmp_path, "sd1")).towers
+    clip = Clip(tower)
+    mine = wired.WiredTower(tower.spec, "clip_l", clip)
+    for length in (None, 5):
+        ours, theirs = (t.encode(["a cat", ""], length=length) for t in (tower, mine))
+        assert len(ours[0]) == len(theirs[0]) == 2 and ours[2] == theirs[2]
+        for a, b in zip(ours[0], theirs[0], strict=True):
+            assert torch.allclose(a.states, b.states, atol=1e-5)
+    assert clip.layer is None and mine.token_ids(["a cat"]) == tower.token_ids(["a cat"])
+    assert [n for n, _ in mine.tensors] == [n for n, _ in tower.tensors]
 
 
 def test_prompts_stand_one_a_line(wired):
