@@ -269,16 +269,12 @@ class Erasure:
             repo_id: OWNER/NAME; made if it is not there.
             about: What its card says besides; default: nothing.
             also: Other files to put beside it, such as a LoRA of it.
-            private: Whether a new repository is; None is what the owner has set.
-
-        Raises:
-            ValueError: If it cannot be pushed.
+            private: Whether a new repository is; None leaves it to the owner's setting.
         """
-        words = self.card(replace(about or Publication(repo_id), name=repo_id))
-        files: dict[str, bytes | Path] = {"README.md": words.encode(), **self.files()}
-        files |= {p.name: p for p in also}
-        told = f"Without {', '.join(self.names)}"
-        return push(repo_id, files, message=told[:200], private=private)
+        words = self.card(replace(about or Publication(repo_id), name=repo_id)).encode()
+        files: dict[str, bytes | Path] = {"README.md": words, **self.files()}
+        message = f"Without {', '.join(self.names)}"[:200]
+        return push(repo_id, files | {p.name: p for p in also}, message=message, private=private)
 
     def card(self, about: Publication) -> str:
         """Its model card in Markdown."""
