@@ -95,6 +95,18 @@ class TwoSidedEdit:
             )
         return new
 
+    def lost(self, weight: Tensor, new: Tensor) -> float:
+        """What the cast to a weight's dtype loses of the edit, `‖W' − W*‖ / ‖W* − W‖`.
+
+        Args:
+            weight: `(d_out, d_in)`.
+            new: What `apply_to_weight` made of it.
+        """
+        base = weight.double()
+        exact = self.apply_to_weight(base)
+        change = float((exact - base).norm())
+        return float((new.double() - exact).norm()) / change if change else 0.0
+
     def apply_to_outputs(self, outputs: Tensor) -> Tensor:
         """`L y` for each row `y`, `(…, d_out)`; computed in the rows' dtype, float32 at least."""
         return outputs if self.left is None else self.left.apply_to_features(outputs)

@@ -15,9 +15,11 @@ from erase_sd.algebra.edit import LowRankEdit, joint
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.artifact import file
 from erase_sd.artifact.base import WrongBase, check_base, check_text_encoder, hashes
+from erase_sd.artifact.card import Publication, card
 from erase_sd.artifact.concept import ErasedConcept
 from erase_sd.models.architectures import TOKENS, Architecture, Kinds, Site, Stream, by_name
 from erase_sd.models.files import ERASURE, PROVENANCE
+from erase_sd.models.hub import local_file, push
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,25 +140,6 @@ class Erasure:
             new[site.name] = edit.apply_to_weight(weight)
         return new
 
-    def rounding(self, weights: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> float:
-        """What the cast to the weights' dtype loses of the edit.
-
-        The worst tensor's `‖W' − W*‖ / ‖W* − W‖`.
-
-        Args:
-            weights: Base tensors by name.
-            changed: What `edit_weights` made of them.
-        """
-        worst = 0.0
-        for name, new in changed.items():  # one at a time: in float64 they are four times the file
-            site = self.model.site(name)
-            base = weights[name].double()
-            exact = self.edit_of(site or Site(name)).apply_to_weight(base)
-            change = float((exact - base).norm())
-            if change > 0:
-                worst = max(worst, float((new.double() - exact).norm()) / change)
-        return worst
-
     # -- its algebra --------------------------------------------------------------------------
 
     def scaled(self, scale: float) -> Erasure:
@@ -227,6 +210,11 @@ class Erasure:
         """The content of its file."""
         return file.dump(self.describe(), self._tensors())
 
+    def files(self) -> dict[str, bytes]:
+        """The small files that go with a checkpoint: itself, and the same in words."""
+        words = json.dumps(self.describe(), indent=2, ensure_ascii=False).encode()
+        return {ERASURE: self.to_bytes(), PROVENANCE: words}
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the artifact, a `.safetensors` of kilobytes, atomically.
 
@@ -252,6 +240,46 @@ class Erasure:
             concepts.append(ErasedConcept(right=right, left=left, **entry))
         return cls(**about | {"concepts": tuple(concepts)})
 
+    # -- the Hub ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Erasure:
+        """Read an artifact from this disk or from the Hub.
+
+        Args:
+            name: An erasure file, a folder that holds one, or a Hub id such as "ann/no-cat".
+            revision: Branch, tag or commit of a Hub id.
+
+        Raises:
+            ValueError: If it cannot be had, and as `load` does.
+        """
+        return cls.load(local_file(name, ERASURE, revision=revision))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        about: Publication | None = None,
+        also: Sequence[Path] = (),
+        private: bool | None = None,
+    ) -> str:
+        """Publish it with its model card, for `from_pretrained`; returns the commit's address.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is not there.
+            about: What its card says besides; default: nothing.
+            also: Other files to put beside it, such as a LoRA of it.
+            private: Whether a new repository is; None leaves it to the owner's setting.
+        """
+        words = self.card(replace(about or Publication(repo_id), name=repo_id)).encode()
+        files: dict[str, bytes | Path] = {"README.md": words, **self.files()}
+        message = f"Without {', '.join(self.names)}"[:200]
+        return push(repo_id, files | {p.name: p for p in also}, message=message, private=private)
+
+    def card(self, about: Publication) -> str:
+        """Its model card in Markdown."""
+        return card(self.concepts, about, tensors=len(self.base))
+
     def _tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for i, concept in enumerate(self.concepts):
@@ -268,12 +296,3 @@ def combine(erasures: Sequence[Erasure]) -> Erasure:
     for erasure in rest:
         total = total + erasure
     return total
-
-
-def erasure_files(erasure: Erasure) -> dict[str, bytes]:
-    """The small files that say what an erased checkpoint carries.
-
-    The erasure, and the same in words.
-    """
-    words = json.dumps(erasure.describe(), indent=2, ensure_ascii=False).encode()
-    return {ERASURE: erasure.to_bytes(), PROVENANCE: words}

@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "write an erasure as a PEFT or kohya LoRA",
     "verify": "check an erasure file or an erased checkpoint",
     "card": "a model card for what you publish",
+    "push": "an erasure on the Hugging Face Hub, with its card",
     "eval": "run, compare and report evaluations by protocol",
     "vision": "unlearn classes and samples from classifiers, ViTs and CLIP",
     "train": "erase by training, as rival methods do, to compare with",

@@ -12,7 +12,11 @@ from erase_sd.demo.server import Server
 from erase_sd.prompts import set_names
 
 EXAMPLES = (("cat, kitten", "dog"), ("set:weapons", ""), ("by noto", ""), ("pizza", ""))
-HOME = {"erasure": "Erasure file", "peft": "LoRA for diffusers", "kohya": "LoRA for web UIs"}
+HOME = {
+    "erasure": "Erasure file",
+    "peft": "LoRA for diffusers",
+    "hosts": "LoRA for ComfyUI and web UIs",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Asked:
     own: gr.Textbox
     method: gr.Dropdown
     robust: gr.Checkbox
+    toward: gr.Textbox
     seed: gr.Number
     look: gr.Button
     go: gr.Button
@@ -36,6 +41,7 @@ class Results:
     """Components for what is erased, and for taking it home."""
 
     erased: gr.CheckboxGroup
+    far: tuple[gr.Slider, ...]
     out: gr.Button
     upload: gr.UploadButton
     downloads: dict[str, gr.DownloadButton]
@@ -87,15 +93,15 @@ def asked_for(server: Server) -> Asked:
         for gone, kept in EXAMPLES:
             example = gr.Button(f"{gone} / keep {kept}" if kept else gone, size="sm", min_width=60)
             example.click(None, js=f"() => {[gone, kept]}", outputs=[forget, retain])
-    method, robust, seed = _method()
+    method, robust, toward, seed = _method()
     with gr.Row():
         look = gr.Button("Pre-flight", min_width=80, elem_id="preflight")
         go = gr.Button("Erase", variant="primary", min_width=80, elem_id="erase")
         stop = gr.Button("Cancel", min_width=80, elem_id="cancel")
-    return Asked(model, forget, retain, own, method, robust, seed, look, go, stop)
+    return Asked(model, forget, retain, own, method, robust, toward, seed, look, go, stop)
 
 
-def _method() -> tuple[gr.Dropdown, gr.Checkbox, gr.Number]:
+def _method() -> tuple[gr.Dropdown, gr.Checkbox, gr.Textbox, gr.Number]:
     with gr.Accordion("Method", open=False):
         method = gr.Dropdown(
             [(f"{n}: {m.summary}", n) for n, m in METHODS.items()],
@@ -109,16 +115,31 @@ def _method() -> tuple[gr.Dropdown, gr.Checkbox, gr.Number]:
             info="Also erase synonyms the text encoder knows, and let no input write what sets the "
             "concept apart; it costs more of what should stay",
         )
+        targets = ", ".join(n for n, m in METHODS.items() if m.anchor is not None)
+        toward = gr.Textbox(
+            label="Instead (optional)",
+            placeholder="dog",
+            max_lines=1,
+            elem_id="toward",
+            info=f"What should appear in its place, with a method that has a target: {targets}",
+        )
         seed = gr.Number(
             0, label="Seed", precision=0, minimum=0, maximum=2**31, info="Of the first picture"
         )
-    return method, robust, seed
+    return method, robust, toward, seed
 
 
-def results() -> Results:
-    """What is erased, and what can be taken home."""
+def results(most: int) -> Results:
+    """What is erased, and what can be taken home.
+
+    Args:
+        most: How many concepts there can be at once.
+    """
     erased = gr.CheckboxGroup(
         [], label="Erased now", info="Tick what to take out again", elem_id="erased"
+    )
+    far = tuple(
+        gr.Slider(0, 2, 1, step=0.05, visible=False, elem_id=f"far-{i}") for i in range(most)
     )
     with gr.Row():
         out = gr.Button("Remove ticked", elem_id="remove")
@@ -134,7 +155,7 @@ def results() -> Results:
     with gr.Accordion("The same in code", open=False):
         python = gr.Code(label="Python", language="python", interactive=False, elem_id="python")
         shell = gr.Code(label="Command line", language="shell", interactive=False, elem_id="shell")
-    return Results(erased, out, upload, downloads, python, shell)
+    return Results(erased, far, out, upload, downloads, python, shell)
 
 
 def looked_at() -> Looked:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from erase_sd.artifact.concept import ErasedConcept
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.demo.budget import bounded_memory
 from erase_sd.demo.classifier import forget_class
@@ -89,6 +90,32 @@ def erase(server: Server, session: Session, concept: Concept, view: View) -> Upd
 def rescale(server: Server, session: Session, scale: float) -> Updates:
     """Let all that is erased act more or less."""
     yield from _redraw(server.model(session.model), replace(session, scale=scale))
+
+
+def strengthen(server: Server, session: Session, index: int, strength: float) -> Updates:
+    """Let one concept's edit go more or less far; the others stay as they are.
+
+    Args:
+        server: What visitors share.
+        session: The visitor's.
+        index: Which of the session's concepts.
+        strength: 0 is off, 1 projects out.
+
+    Raises:
+        ValueError: If there is no such concept.
+    """
+    if index >= len(session.names):
+        raise ValueError("that concept is erased no more")
+    name = session.names[index]
+    stack = tuple(
+        replace(e, concepts=tuple(_as_far(c, strength, name) for c in e.concepts))
+        for e in session.stack
+    )
+    yield from _redraw(server.model(session.model), replace(session, stack=stack))
+
+
+def _as_far(concept: ErasedConcept, strength: float, name: str) -> ErasedConcept:
+    return replace(concept, strength=strength) if concept.name == name else concept
 
 
 def remove(server: Server, session: Session, names: tuple[str, ...]) -> Updates:
@@ -177,8 +204,16 @@ def _solve(server: Server, concept: Concept) -> tuple[ModelSession, Erasure, str
     retain = server.limits.prompt_list(concept.retain, what="keep")
     typed = concept.forget.strip()
     name = typed if typed.startswith("set:") else next(iter(forget), None)
+    instead = server.limits.prompt_list(concept.toward, what="put in its place")
+    if len(instead) > 1:
+        raise ValueError(f"expected one prompt to put in its place, got {len(instead)}")
     erasure, seconds = model.erase(
-        forget, retain, method=concept.method, robust=concept.robust, name=name
+        forget,
+        retain,
+        method=concept.method,
+        robust=concept.robust,
+        name=name,
+        toward=next(iter(instead), None),
     )
     return model, erasure, preflight_html(erasure, model.words_hit(erasure), seconds)
 

@@ -23,6 +23,7 @@ class Concept:
         retain: Prompts to keep, as typed.
         method: Name of the method.
         robust: Whether to erase also what would revive the concept.
+        toward: What should appear instead, as typed; "" leaves it to the method.
 
     >>> Concept.of("emoji-sd", "cat", "", "rayleigh", False).forget
     'cat'
@@ -33,9 +34,12 @@ class Concept:
     retain: str
     method: str
     robust: bool
+    toward: str = ""
 
     @classmethod
-    def of(cls, model: Any, forget: Any, retain: Any, method: Any, robust: Any) -> Concept:
+    def of(
+        cls, model: Any, forget: Any, retain: Any, method: Any, robust: Any, toward: Any = None
+    ) -> Concept:
         """From what the page sent.
 
         Raises:
@@ -46,7 +50,7 @@ class Concept:
         if not isinstance(robust, bool):
             raise ValueError(f"expected robust to be true or false, got {_short(robust)}")
         texts = text(model, "the model"), text(forget, "forget"), text(retain, "keep")
-        return cls(*texts, method, robust)
+        return cls(*texts, method, robust, text(toward, "what appears instead"))
 
 
 @dataclass(frozen=True)

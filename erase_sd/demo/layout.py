@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def build(server: Server) -> gr.Blocks:
         dark.click(None, js=DARK, api_visibility="private")
         with gr.Tab("Text to image"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                asked, result = asked_for(server), results()
+                asked, result = asked_for(server), results(server.limits.concepts)
             with gr.Column(scale=3, min_width=300):
                 looked = looked_at()
             _wire(server, asked, result, looked)
@@ -86,6 +87,7 @@ def _wire(server: Server, asked: Asked, result: Results, looked: Looked) -> None
         return inputs.uploaded(path), *rescaled(scale), inputs.text(model, "the model")
 
     concept = [asked.model, asked.forget, asked.retain, asked.method, asked.robust]
+    concept += [asked.toward]
     running = [
         gr.on(
             [asked.go.click, asked.forget.submit, asked.own.submit],
@@ -114,10 +116,21 @@ def _wire(server: Server, asked: Asked, result: Results, looked: Looked) -> None
             **_RAW,
         ),
     ]
+    running += [_wire_far(server, slider, i, show, outputs) for i, slider in enumerate(result.far)]
     look = heavy(server, handlers.preflight, lambda *raw: (Concept.of(*raw),), show)
     asked.look.click(look, concept, looked.about, **_RAW)
     asked.stop.click(None, cancels=running, api_visibility="private")
     _wire_gallery(server, looked)
+
+
+def _wire_far(server: Server, slider: gr.Slider, index: int, show: Any, outputs: list[Any]) -> Any:
+    """Let a concept's own slider say how far it goes."""
+
+    def typed(strength: Any) -> tuple[int, float]:
+        return index, inputs.number(strength, "how far a concept goes", most=2)
+
+    run = heavy(server, handlers.strengthen, typed, show)
+    return slider.input(run, slider, outputs, trigger_mode="always_last", **_RAW)
 
 
 def _wire_gallery(server: Server, looked: Looked) -> None:
@@ -142,6 +155,7 @@ def _outputs(result: Results, looked: Looked) -> list[Any]:
         looked.gallery,
         looked.scores,
         result.erased,
+        *result.far,
         *result.downloads.values(),
         result.python,
         result.shell,
@@ -152,23 +166,39 @@ def _shown(session: Session, results: Results, looked: Looked) -> dict[Any, Any]
     """All that the page shows of a session."""
     pictures = session.pictures
     pairs = pictures.pairs if pictures else ()
+    return (
+        {
+            results.erased: gr.CheckboxGroup(session.names, value=[]),
+            results.python: session.python,
+            results.shell: session.shell,
+            looked.scores: session.scores,
+            looked.slider: _both(handlers.choose(session, 0)),
+            looked.gallery: [
+                (str(path), f"{'forget' if s.forget else 'keep'}: {s.prompt}")
+                for s, path in zip(session.shots, pairs, strict=True)
+            ]
+            or None,
+        }
+        | _far(session, results)
+        | {
+            button: gr.DownloadButton(
+                value=str(session.files[kind]) if kind in session.files else None,
+                interactive=kind in session.files,
+            )
+            for kind, button in results.downloads.items()
+        }
+    )
+
+
+def _far(session: Session, results: Results) -> dict[Any, Any]:
+    """A slider for each concept; one alone has the scale."""
+    parts = [c for e in session.stack for c in e.concepts]
+    shown = len(parts) > 1
     return {
-        results.erased: gr.CheckboxGroup(session.names, value=[]),
-        results.python: session.python,
-        results.shell: session.shell,
-        looked.scores: session.scores,
-        looked.slider: _both(handlers.choose(session, 0)),
-        looked.gallery: [
-            (str(path), f"{'forget' if s.forget else 'keep'}: {s.prompt}")
-            for s, path in zip(session.shots, pairs, strict=True)
-        ]
-        or None,
-    } | {
-        button: gr.DownloadButton(
-            value=str(session.files[kind]) if kind in session.files else None,
-            interactive=kind in session.files,
-        )
-        for kind, button in results.downloads.items()
+        slider: gr.Slider(value=part.strength, label=f"How far: {part.name}", visible=True)
+        if shown and part is not None
+        else gr.Slider(visible=False)
+        for slider, part in itertools.zip_longest(results.far, parts)
     }
 
 

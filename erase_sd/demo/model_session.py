@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from erase_sd.artifact.erasure import Erasure, combine
-from erase_sd.artifact.lora import save_lora
+from erase_sd.artifact.lora import LoraStyle, save_lora
 from erase_sd.demo.budget import bounded_memory, watch
 from erase_sd.demo.limits import Limits
 from erase_sd.demo.pictures import Shot
@@ -25,11 +25,12 @@ from erase_sd.eval.before_after import subjects_for
 from erase_sd.eval.detectors import Detector, DetectorSpec
 from erase_sd.fit.preflight import Words
 from erase_sd.fit.solve import Settings, fit
+from erase_sd.models.comfyui_names import COMFYUI
 from erase_sd.models.embedded import usual
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.pipelines.live import LiveErasure
 from erase_sd.pipelines.loading import load_pipeline, model_path
-from erase_sd.pipelines.sampling import generate
+from erase_sd.pipelines.sampling import generate, usual_guidance
 from erase_sd.text.background import background
 from erase_sd.text.encoder import TextEncoder
 
@@ -62,9 +63,12 @@ class ModelSession:
         self.limits = limits or Limits()
         path = model_path(model)
         known = usual(path)
-        self.judged, self.guidance = known.judge is not None, known.guidance
+        self.judged = known.judge is not None
         self._judge = known.judge
         self.pipe: Any = load_pipeline(open_checkpoint(path), device=device)
+        if hasattr(self.pipe, "video_processor"):
+            raise ValueError(f"{model} makes films; the page shows pictures")
+        self.guidance = usual_guidance(self.pipe)
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
                 watch(part)
@@ -91,6 +95,7 @@ class ModelSession:
         method: str,
         robust: bool = False,
         name: str | None = None,
+        toward: str | None = None,
     ) -> tuple[Erasure, float]:
         """Make an erasure of one concept; nothing is applied.
 
@@ -100,6 +105,7 @@ class ModelSession:
             method: How the directions that go are chosen.
             robust: Also close the left side, where the method has one.
             name: The concept's name; None takes the first prompt.
+            toward: What should appear instead; None leaves it to the method.
 
         Returns:
             The erasure and the seconds it took.
@@ -117,7 +123,7 @@ class ModelSession:
                 retain=retain,
                 name=name,
                 weights=self.live.originals(),
-                settings=Settings(method, robust=robust),
+                settings=Settings(method, robust=robust, toward=toward),
             )
             return erasure, time.perf_counter() - start
 
@@ -263,16 +269,21 @@ class ModelSession:
         """Write what a visitor may take home.
 
         Returns:
-            Paths by kind: "erasure", "peft" and, where that format exists, "kohya".
+            Paths by kind: "erasure", "peft" for diffusers and, where there are names for them,
+            "hosts" for ComfyUI and web UIs.
         """
         total = combine(stack).scaled(scale)
         with self._working():
             made = {"erasure": total.save(folder / file_name(total, "erasure"), force=True)}
             weights = self.live.originals()
-            kohya = self.live.architecture.denoiser == "unet"
-            for style in ("peft", "kohya") if kohya else ("peft",):
+            styles: dict[str, LoraStyle] = {"peft": "peft"}
+            if self.live.architecture.denoiser == "unet":
+                styles["hosts"] = "kohya"
+            elif self.live.architecture.name in COMFYUI:
+                styles["hosts"] = "comfyui"
+            for kind, style in styles.items():
                 path = folder / file_name(total, style)
-                made[style] = save_lora(total, weights, path, style=style, force=True)
+                made[kind] = save_lora(total, weights, path, style=style, force=True)
         return made
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ def file_name(total: Erasure, kind: str) -> str:
 
     Args:
         total: What is in it.
-        kind: "erasure", "peft" or "kohya".
+        kind: "erasure", or a style of LoRA.
     """
     names = "-".join(total.names).lower().encode("ascii", "replace").decode()
     return f"no-{re.sub('[^a-z0-9]+', '-', names).strip('-')[:60]}.{kind}.safetensors"
@@ -47,8 +47,10 @@ def python_code(name: str, stack: Sequence[Erasure], scale: float, *, brought: b
     read = "from_single_file" if name.endswith(".safetensors") else "from_pretrained"
     lines += ["", f"pipe = EraseStableDiffusionPipeline.{read}({where})"]
     for concept in (c for e in stack for c in e.concepts):
-        robust = ", robust=True" if concept.left else ""
-        more = [f"name={concept.name!r}", f"settings=Settings({concept.method!r}{robust})"]
+        how = [repr(concept.method), *(["robust=True"] if concept.left else [])]
+        how += [f"toward={concept.options['toward']!r}"] if "toward" in concept.options else []
+        how += [f"strength={concept.strength:g}"]
+        more = [f"name={concept.name!r}", f"settings=Settings({', '.join(how)})"]
         if concept.retain:
             more.insert(0, f"retain={list(concept.retain)!r}")
         lines.append(f"pipe.erase({list(concept.forget)!r}, {', '.join(more)})")
@@ -77,6 +79,8 @@ def shell_commands(
             words += [w for p in prompts for w in (key, p)]
         words += ["--name", concept.name, "--method", concept.method]
         words += ["--robust"] if concept.left else []
+        words += ["--toward", concept.options["toward"]] if "toward" in concept.options else []
+        words += ["--strength", f"{concept.strength:g}"]
         lines.append(shlex.join([*words, "--out", out]))
         made.append(out)
     if not alone:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erase_sd.models.files import file_hash
+from erase_sd.models.hub import in_a_line
 
 STANDARD = "6726825d"  # the first digits of the usual file's SHA-256, which its name ends with
 SIZE = 299
@@ -197,10 +198,8 @@ def weights_file(where: str) -> Path:
     if not where or not colon or repository.count("/") != 1:
         told = "pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases is the usual one"
         raise ValueError(f"expected --inception FILE or OWNER/NAME:FILE, got {where!r}; {told}")
-    try:
+    with in_a_line(f"{file} of {repository} cannot be had here"):
         return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the Hub's library raises many kinds: offline, gated, gone
-        raise ValueError(f"{file} of {repository} cannot be had here") from error
 
 
 def identity(where: str) -> str:

@@ -246,7 +246,8 @@ def solve(task: Task, chosen: Resolved, weights: Mapping[str, Tensor]) -> Erased
         contexts=task.contexts,
         layers=encoder.layers,
         strength=chosen.strength,
-        options=_used(chosen, right[TOKENS]),
+        options=_used(chosen, right[TOKENS])
+        | ({"toward": task.anchor} if spec.anchor is not None and task.anchor else {}),
         certificate=certificates.pop(TOKENS, {}) | certificates,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erase_sd.artifact.erasure import Erasure, combine, erasure_files
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
@@ -100,5 +100,5 @@ def apply(
     changed = total.edit_weights(weights)
     if not run.dry_run:
         undo = weights if run.keep_undo else None
-        checkpoint.write(target, changed, erasure_files(total), undo=undo, force=run.force)
+        checkpoint.write(target, changed, total.files(), undo=undo, force=run.force)
     return Applied(total, target, len(changed), not run.dry_run)

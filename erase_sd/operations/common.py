@@ -12,10 +12,12 @@ from erase_sd.artifact.erasure import Erasure
 from erase_sd.models.checkpoint import Checkpoint, undo_file
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import (
+    ERASURE,
     check_apart,
     check_room,
     check_target,
 )
+from erase_sd.models.hub import local_file
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.placing import settle
 from erase_sd.models.single_file import TOKENIZER, SingleFile
@@ -84,14 +86,18 @@ def open_model(
 
 
 def erasure_path(path: Path) -> Path:
-    """An erasure file, or the one that belongs to an erased checkpoint."""
+    """An erasure file, the one that belongs to an erased checkpoint, or a Hub id's, fetched.
+
+    Raises:
+        ValueError: If a Hub id cannot be had.
+    """
     settle(path)
     beside = Checkpoint.erasure_file(path)
-    return beside if path.is_dir() or beside.is_file() else path
+    return beside if path.is_dir() or beside.is_file() else local_file(path, ERASURE)
 
 
 def load_erasure(erasure: Erasure | str | Path) -> Erasure:
-    """An erasure, or the one in a file or an erased checkpoint."""
+    """An erasure, or the one in a file, in an erased checkpoint or on the Hub."""
     return erasure if isinstance(erasure, Erasure) else Erasure.load(erasure_path(Path(erasure)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from erase_sd.artifact.erasure import Erasure, erasure_files
+from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import certificate_lines, escaped, options_text
 from erase_sd.fit.solve import Settings, fit
 from erase_sd.models.checkpoint import Checkpoint, undo_file
@@ -209,7 +209,14 @@ def _solve(
         "rank": erasure.rank,
         "width": width,
         "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch."),
-        "lost to rounding": erasure.rounding(weights, changed),
+        "lost to rounding": max(
+            # one at a time: in float64 they are four times the file
+            (
+                erasure.edit_of(s).lost(weights[s.name], changed[s.name])
+                for s in erasure.editable(changed)
+            ),
+            default=0.0,
+        ),
     }
     seconds = {"load": round(loaded - start, 2), "solve_and_edit": round(solved - loaded, 2)}
     return Erased(erasure, model, edited=edited, seconds=seconds), weights, changed
@@ -224,7 +231,7 @@ def _write(
     run: Run,
 ) -> Erased:
     result = replace(result, out=target, undo=undo_file(target) if run.keep_undo else None)
-    files = erasure_files(result.erasure)
+    files = result.erasure.files()
     files["report.json"] = json.dumps(result.json(), indent=2, ensure_ascii=False).encode()
     files["report.md"] = result.markdown().encode()
     if result.picture is not None:

@@ -111,7 +111,7 @@ def verify(
         erased = open_checkpoint(path, variant=run.source.variant)
         if not own.is_file():
             raise ValueError(f"{path} carries no {own.name}: it was not erased by this tool")
-    erasure = Erasure.load(own if erased else path)
+    erasure = Erasure.from_pretrained(own if erased else path)
     model = open_model(base, run.source)
     weights = model.weights(kinds=erasure.kinds)
     checks = [_base(erasure, weights)]

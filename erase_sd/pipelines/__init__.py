@@ -19,11 +19,14 @@ from erase_sd._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "EraseBlock": "erase_sd.pipelines.block",
         "EraseStableDiffusionPipeline": "erase_sd.pipelines.stable_diffusion",
+        "ErasureHook": "erase_sd.pipelines.denoiser_hook",
         "LiveErasure": "erase_sd.pipelines.live",
         "apply_to_pipeline": "erase_sd.pipelines.live",
         "erase_from_pipeline": "erase_sd.pipelines.erasing",
         "generate": "erase_sd.pipelines.sampling",
+        "hook_erasure": "erase_sd.pipelines.denoiser_hook",
         "restore_pipeline": "erase_sd.pipelines.live",
     },
 )

@@ -65,7 +65,9 @@ class SiteHook:
         features, width = args[0], self.edit.right.width
         read = features.clone()
         read[..., :width] = self.edit.right.apply_to_features(features[..., :width])
-        bias = getattr(module, "bias", None)
-        shift = 0 if bias is None else bias
-        written = self.edit.apply_to_outputs(module.forward(read) - shift) + shift
+        written = module.forward(read)
+        if self.edit.left is not None:  # else the bias, which a host may keep elsewhere, cancels
+            bias = getattr(module, "bias", None)
+            shift = 0 if bias is None else bias
+            written = self.edit.apply_to_outputs(written - shift) + shift
         return output + self.edit.scale * (written - output)

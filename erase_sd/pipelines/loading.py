@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED_MODELS
+from erase_sd.models.hub import in_a_line, is_hub_id
 from erase_sd.models.single_file import SingleFile
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -31,7 +31,7 @@ def model_path(name: str, *, variant: str = "", revision: str | None = None) -> 
         return Path(name)
     if name in EMBEDDED_MODELS:
         return EMBEDDED_MODELS[name].path
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if is_hub_id(name):
         return _download(name, variant, revision)
     return Path(name)
 
@@ -42,7 +42,8 @@ def _download(name: str, variant: str, revision: str | None) -> Path:
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()
-    try:
+    at = f" at revision {revision}" if revision else ""
+    with in_a_line(f"no folder {name} here, and as a Hub id{at} it cannot be had"):
         return Path(
             DiffusionPipeline.download(
                 name,
@@ -52,12 +53,6 @@ def _download(name: str, variant: str, revision: str | None) -> Path:
                 trust_remote_code=False,
             )
         )
-    except Exception as error:  # diffusers and the Hub's library raise many kinds
-        told = str(error).strip() or type(error).__name__
-        reason = re.split(r"[.(]\s", told, maxsplit=1)[0].strip()
-        at = f" at revision {revision}" if revision else ""
-        there = f"no folder {name} here, and as a Hub id{at} it cannot be had"
-        raise ValueError(f"{there}: {reason}") from error
 
 
 def check_device(device: str) -> None:

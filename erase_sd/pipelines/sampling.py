@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from erase_sd.models.embedded import usual
+
+
+def usual_guidance(pipe: Any) -> float | None:
+    """The guidance scale of a pipeline: its model's usual one, or for transformers its own default.
+
+    Those differ from one to the next, and some take no number at all.
+    """
+    if getattr(pipe, "transformer", None) is None:
+        return usual(Path(pipe.name_or_path or "")).guidance
+    default: float | None = (
+        inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+    )
+    return default
 
 
 def generate(
@@ -51,7 +65,7 @@ def generate(
     if steps < 1 or batch < 1:
         raise ValueError(f"expected steps and batch of at least 1, got {steps} and {batch}")
     if guidance is None:
-        guidance = usual(Path(pipe.name_or_path or "")).guidance
+        guidance = usual_guidance(pipe)
     pipe.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     starts: Any = range(0, len(prompts), batch)

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from erase_sd.artifact.erasure import Erasure, combine, erasure_files
+from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.fit.solve import Settings
 from erase_sd.models.files import atomic_path
 from erase_sd.pipelines.erasing import erase_from_pipeline
@@ -55,21 +55,30 @@ class EraseStableDiffusionPipeline(StableDiffusionPipeline):  # type: ignore[mis
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """Save a plain Stable Diffusion folder, with what is erased from it beside the weights.
 
+        It appears whole or not at all.
+
         Args:
-            save_directory: Folder to write.
-            **options: As diffusers takes them.
+            save_directory: Folder to write. One that stands there is replaced if it holds an
+                erasure, as everywhere here; diffusers would write into any.
+            **options: As diffusers takes them, but for `push_to_hub`.
+
+        Raises:
+            FileExistsError: If the folder holds something else.
+            ValueError: On `push_to_hub`.
         """
-        super().save_pretrained(save_directory, **options)
-        folder, live = Path(save_directory), LiveErasure.of(self)
-        index = folder / "model_index.json"
-        about = json.loads(index.read_text(encoding="utf-8"))
-        about["_class_name"] = StableDiffusionPipeline.__name__  # what everybody can load
-        files = {index.name: json.dumps(about, indent=2).encode()}
-        if live.erasures:
-            files |= erasure_files(combine(live.erasures).scaled(live.scale))
-        for name, content in files.items():
-            with atomic_path(folder / name, force=True) as draft:
-                draft.write_bytes(content)
+        if options.pop("push_to_hub", False):
+            raise ValueError("expected push_to_hub=False: save it, then `hf upload` the folder")
+        live = LiveErasure.of(self)
+        with atomic_path(Path(save_directory), force=True) as draft:
+            super().save_pretrained(draft, **options)
+            index = draft / "model_index.json"
+            about = json.loads(index.read_text(encoding="utf-8"))
+            about["_class_name"] = StableDiffusionPipeline.__name__  # what everybody can load
+            files = {index.name: json.dumps(about, indent=2).encode()}
+            if live.erasures:
+                files |= combine(live.erasures).scaled(live.scale).files()
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
 
     @property
     def erasures(self) -> tuple[Erasure, ...]:

@@ -10,11 +10,13 @@ import folder_paths
 
 from erase_sd.algebra.methods import DEFAULT, METHODS
 from erase_sd.artifact.erasure import Erasure
+from erase_sd.artifact.hosted import architecture_of, check_fits
+from erase_sd.artifact.lora import lora_tensors
 from erase_sd.artifact.report import concept_lines
 from erase_sd.fit.preflight import Words
 from erase_sd.fit.solve import Settings, fit
 
-from .wired import architecture_of, base_weights, lines, patches, text_encoder
+from .wired import base_weights, lines, text_encoder
 
 FOLDER = "erasures"
 folder_paths.folder_names_and_paths.setdefault(
@@ -114,10 +116,10 @@ class ApplyErasure:
             ValueError: If the erasure is for another model.
         """
         weights = base_weights(model)
-        if not allow_other_base:
-            erasure.check_base(weights)
+        check_fits(erasure, weights, allow_other_base=allow_other_base)
         named = comfy.lora.model_lora_keys_unet(model.model, {})
-        loaded = comfy.lora.load_lora(patches(erasure, weights), named)
+        factors = {k: v.cpu() for k, v in lora_tensors(erasure, weights, style="kohya").items()}
+        loaded = comfy.lora.load_lora(factors, named)
         wanted = len(erasure.editable(weights))
         if len(loaded) != wanted:
             raise ValueError(f"expected {wanted} tensors to patch, found {len(loaded)} of them")

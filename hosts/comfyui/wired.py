@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import pad
 
-from erase_sd.artifact.erasure import Erasure
-from erase_sd.artifact.lora import lora_tensors
-from erase_sd.models.architectures import Architecture, Tower, by_name
-from erase_sd.models.ldm_names import from_ldm
+from erase_sd.artifact.hosted import PREFIX, text_keys
+from erase_sd.models.architectures import Architecture, Tower
 from erase_sd.models.openclip_names import SPARE_LAYER
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.towers import LoadedTower
@@ -32,7 +30,7 @@ class WiredTower(LoadedTower):
     """
 
     def __init__(self, spec: Tower, name: str, clip: Any) -> None:
-        self.spec, self.name = spec, name
+        self.spec, self.name, self.writer = spec, name, None  # CLIPs have no template
         self.model = getattr(clip.cond_stage_model, name)
         self.tokenizer = getattr(clip.tokenizer, name).tokenizer
         self.pad = self.model.special_tokens["pad"]
@@ -71,21 +69,8 @@ def base_weights(model: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: If it is none of Stable Diffusion 1, 2 and XL.
     """
-    patches = model.get_key_patches("diffusion_model.")
-    known = {name: entry for key, entry in patches.items() if (name := from_ldm(f"model.{key}"))}
-    kind = architecture_of(known)
-    return {name: entry[0][0] for name, entry in known.items() if kind.site(name)}
-
-
-def architecture_of(names: Any) -> Architecture:
-    """Which of our architectures some tensors belong to.
-
-    Raises:
-        ValueError: If they are none of Stable Diffusion 1, 2 and XL.
-    """
-    if not any(name.endswith("attn2.to_k.weight") for name in names):
-        raise ValueError("expected a MODEL of Stable Diffusion 1, 2 or XL, got another kind")
-    return by_name("sdxl" if "add_embedding.linear_1.weight" in names else "sd")
+    entries = model.get_key_patches(PREFIX)
+    return {name: entries[key][0][0] for name, key in text_keys(entries).items()}
 
 
 def text_encoder(clip: Any, architecture: Architecture) -> TextEncoder:
@@ -102,18 +87,6 @@ def text_encoder(clip: Any, architecture: Architecture) -> TextEncoder:
             return TextEncoder(architecture, towers, source="ComfyUI")
     wanted = " or ".join("+".join(names) for names in TOWERS[architecture.name])
     raise ValueError(f"expected the CLIP of this MODEL ({wanted}), got another one")
-
-
-def patches(erasure: Erasure, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An erasure as the LoRA that web UIs load; its strength is the scale.
-
-    Raises:
-        ValueError: If the erasure is for another kind of model.
-    """
-    found = architecture_of(weights).name
-    if erasure.architecture != found:
-        raise ValueError(f"expected a MODEL of kind {erasure.architecture}, got {found}")
-    return {k: v.cpu() for k, v in lora_tensors(erasure, weights, style="kohya").items()}
 
 
 def lines(text: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 from PIL import Image
 
 from erase_sd.artifact.erasure import Erasure
@@ -71,7 +72,7 @@ def test_what_is_shown_lies_in_the_visitors_folder(erased):
     assert size_of(pictures.pairs[0]) == (260, 128)
     assert size_of(pictures.before[0]) == (512, 512)
     assert "recognised of what was to go" in erased.scores
-    assert set(erased.files) == {"erasure", "peft", "kohya"}
+    assert set(erased.files) == {"erasure", "peft", "hosts"}
     assert Erasure.load(erased.files["erasure"]).names == ("cat",)
     assert "pipe.erase(['cat', 'kitten']" in erased.python
     assert erased.shell.startswith("erase-concept erase --forget cat --forget kitten")
@@ -83,6 +84,30 @@ def test_a_second_concept_joins_and_another_model_starts_anew(server, erased):
     assert both.names == ["cat", "pizza"]
     other = dataclasses.replace(erased, model="another")
     assert last(handlers.erase(server, other, pizza, VIEW)).session.names == ["pizza"]
+
+
+def test_each_concept_goes_as_far_as_its_own_slider_says(server, erased, dog):
+    both = dataclasses.replace(erased, stack=(*erased.stack, dog))
+    none = last(handlers.strengthen(server, both, 0, 0.0)).session
+    assert [c.strength for e in none.stack for c in e.concepts][0] == 0
+    written = Erasure.load(none.files["erasure"])
+    # What it has above 1 stays shared among two.
+    (part,) = dog.concepts
+    other = part.edit.scaled(1 + (part.strength - 1) / 2)
+    assert torch.allclose(written.edit.matrix, other.matrix, atol=1e-5)
+    assert "--strength 0" in none.shell and both.stack[0].concepts[0].strength > 0
+    with pytest.raises(ValueError, match="erased no more"):
+        list(handlers.strengthen(server, both, 2, 1.0))
+
+
+def test_what_appears_instead_is_for_methods_with_a_target(server, session):
+    other = dataclasses.replace(CAT, method="uce", toward="a dog")
+    new = last(handlers.erase(server, session, other, VIEW)).session
+    assert new.stack[0].concepts[0].options["toward"] == "a dog"
+    assert "toward='a dog'" in new.python and "--toward 'a dog'" in new.shell
+    for wrong, told in (({"method": "rayleigh"}, "no target"), ({"toward": "a, b"}, "one prompt")):
+        with pytest.raises(ValueError, match=told):
+            list(handlers.preflight(server, session, dataclasses.replace(other, **wrong)))
 
 
 def test_scale_zero_is_the_original(server, erased):

@@ -10,8 +10,10 @@ pytest.importorskip("gradio")
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.demo.budget import Budget, OverBudget
+from erase_sd.demo.limits import Limits
 from erase_sd.demo.model_session import ModelSession
 from erase_sd.demo.pictures import Shot
+from tests.models import tiny, tiny_video
 
 CAT = [Shot("cat", "a picture of a cat", s, True, "cat") for s in range(3)]
 
@@ -97,7 +99,7 @@ def test_what_one_takes_home_does_what_the_page_showed(model, tmp_path, weights)
     cat, dog = (model.erase([w], ["horse"], method="rayleigh")[0] for w in ("cat", "dog"))
     shown = last(model.draw(CAT, (cat, dog), 0.8, steps=5))
     files = model.take_home((cat, dog), 0.8, tmp_path)
-    assert set(files) == {"erasure", "peft", "kohya"}
+    assert set(files) == {"erasure", "peft", "hosts"}
     again = model.open_file(files["erasure"])
     assert again.names == ("cat", "dog")
     assert same(last(model.draw(CAT, (again,), 1.0, steps=5)), shown)
@@ -212,3 +214,18 @@ def test_a_time_limit_holds_inside_a_batch(model):
     with pytest.raises(OverBudget, match="0.2 s"), budget.spending():
         last(model.draw([dataclasses.replace(CAT[0], seed=77)], (), 1.0, steps=999))
     assert time.monotonic() - start < 10
+
+
+def test_a_transformer_is_offered_like_any_model_and_one_that_makes_films_is_not(tmp_path):
+    """At its own guidance, with the LoRA forms that exist for it."""
+    tiny.flux().save_pretrained(tmp_path / "flux")
+    model = ModelSession(str(tmp_path / "flux"), limits=Limits(steps=1))
+    assert model.guidance == 3.5 and not model.judged
+    erasure, _ = model.erase(["cat"], method="unlink")
+    (*_, drawn) = model.draw([Shot("cat", "a cat", 0, True)], (erasure,), 1.0)
+    (*_, plain) = model.draw([Shot("cat", "a cat", 0, True)], (), 1.0)
+    assert drawn[0].tobytes() != plain[0].tobytes()
+    assert set(model.take_home((erasure,), 1.0, tmp_path)) == {"erasure", "peft", "hosts"}
+    tiny_video.ltx().save_pretrained(tmp_path / "ltx")
+    with pytest.raises(ValueError, match="makes films; the page shows pictures"):
+        ModelSession(str(tmp_path / "ltx"))

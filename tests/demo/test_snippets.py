@@ -13,7 +13,7 @@ def test_the_code_on_the_page_makes_the_same_erasure(model, tmp_path, weights, m
 
     stack = (
         model.erase(["cat", "kitten"], ["horse"], method="rayleigh")[0],
-        model.erase(["dog"], method="uce")[0],
+        model.erase(["dog"], method="uce", toward="a horse")[0],
     )
     total = stack[0].scaled(0.8) + stack[1].scaled(0.8)
     text = python_code("emoji-sd", stack, 0.8).replace('pipe("a photo of a cat").images[0]', "")

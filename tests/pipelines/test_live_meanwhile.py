@@ -6,7 +6,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 
 from erase_sd.artifact.lora import save_lora
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline, restore_pipeline
@@ -34,8 +39,36 @@ def test_a_saved_pipeline_is_a_plain_one_with_its_erasure_beside_it(pipe, tmp_pa
     assert same(state(pipe), dict(again.unet.named_parameters()))
     assert verify(tmp_path / "saved").passed
     pipe.restore()
-    pipe.save_pretrained(tmp_path / "plain")
-    assert not (tmp_path / "plain" / "erasure.json").exists()
+    pipe.save_pretrained(tmp_path / "saved")  # nothing of the erasure is left beside it
+    assert not list((tmp_path / "saved").glob("erasure*"))
+    with pytest.raises(FileExistsError, match="holds no erasure.json"):
+        pipe.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="hf upload"):
+        pipe.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+
+
+def test_a_pipeline_of_another_task_is_erased_as_well(pipe, cat):
+    pipe.erase(cat)
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert LiveErasure.of(other).erasures == (cat,)
+    plain = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    again = AutoPipelineForImage2Image.from_pipe(plain)
+    assert LiveErasure.of(again).erasures == (cat,)
+
+
+def test_a_pipeline_is_saved_whole_or_not_at_all(pipe, cat, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on the device")
+
+    (tmp_path / "first").mkdir()
+    cat.save(tmp_path / "first" / "erasure.safetensors")
+    (tmp_path / "first" / "erasure.json").write_text("{}")
+    monkeypatch.setattr(pipe.vae, "save_pretrained", full)
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    for name in ("first", "new"):
+        with pytest.raises(OSError, match="no space left"):
+            pipe.save_pretrained(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 
 def test_fused_projections_are_refused(pipe, cat):

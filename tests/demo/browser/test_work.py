@@ -29,6 +29,9 @@ def test_a_cat_goes_and_comes_back_and_a_second_concept_joins(visit, tmp_path):
     before, after, of = seen(visit, "to go")
     assert after == 0
     assert of >= 3
+    far = visit.locator("#far-0")
+    assert far.is_visible() and "How far: cat" in far.inner_text()
+    assert visit.locator("#far-1").is_visible() and not visit.locator("#far-2").is_visible()
     picture(visit, "stacked")
     both = downloaded(visit, "erasure", tmp_path)
     assert Erasure.load(both).names == ("cat", "pizza")
@@ -48,7 +51,7 @@ def test_the_lora_from_the_page_works_in_diffusers(visit, tmp_path, pipe):
     prompts, seeds = ["a picture of a cat"] * 4, range(4)
     assert judge(generate(pipe, prompts, seeds)).top.count("cat") == 4
     path = downloaded(visit, "peft", tmp_path)
-    assert downloaded(visit, "kohya", tmp_path).stat().st_size > 1000
+    assert downloaded(visit, "hosts", tmp_path).stat().st_size > 1000
     pipe.load_lora_weights(str(path.parent), weight_name=path.name)
     assert judge(generate(pipe, prompts, seeds)).top.count("cat") == 0
 
