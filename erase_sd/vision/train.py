@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from erase_sd.models.files import atomic_path
 from erase_sd.vision.layers import evaluating, place
-from erase_sd.vision.samples import Pictures, Samples
+from erase_sd.vision.samples import Pictures, Samples, at_once, portions
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -158,16 +158,22 @@ def train(
     per_epoch = math.ceil(len(samples) / recipe.batch)
     total = max(1, recipe.epochs * per_epoch)
     done = start * per_epoch
+    most = at_once(samples.x, recipe.batch)
     bar = tqdm(total=total, initial=done, desc=loop.desc, unit="step", delay=2, leave=False)
     for epoch in range(start, recipe.epochs):
         model.train(loop.train_mode)
         labels = samples.y if loop.relabel is None else loop.relabel(epoch)
         for index in batches(len(samples), recipe.batch, generator):
             _set_rate(optimizer, recipe.rate(done / total))
-            picked = samples.x[index]
-            x = on(model, augmented(picked, generator) if recipe.augment else picked)
-            value = _finite(loss(model(x), on(model, labels[index]), x), recipe)
-            _step(optimizer, value, loop)
+            optimizer.zero_grad(set_to_none=True)
+            for part in portions(index, most):  # one, unless the inputs are large
+                picked = samples.x[part]
+                x = on(model, augmented(picked, generator) if recipe.augment else picked)
+                value = _finite(loss(model(x), on(model, labels[part]), x), recipe)
+                (value * (len(part) / len(index))).backward()
+            optimizer.step()
+            if loop.after_step is not None:
+                loop.after_step(optimizer)
             done += 1
             bar.update()
         if loop.resume is not None:
@@ -178,14 +184,6 @@ def train(
     for p in model.parameters():
         p.grad = None
     return model.eval()
-
-
-def _step(optimizer: torch.optim.Optimizer, value: Tensor, loop: Loop) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    optimizer.step()
-    if loop.after_step is not None:
-        loop.after_step(optimizer)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -265,10 +263,11 @@ def on(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, x: Tensor | Pictures, *, batch: int = 512) -> Tensor:
+def logits(model: nn.Module, x: Tensor | Pictures) -> Tensor:
     """`(n, classes)` float32 on the CPU, in evaluation mode."""
     with evaluating(model):
-        parts = [model(on(model, part)).float().cpu() for part in x.split(batch)]
+        split = x.split(at_once(x, 512))
+        parts = [model(on(model, part)).float().cpu() for part in split]
     return torch.cat(parts) if parts else torch.zeros(0, 1)
 
 
@@ -279,7 +278,7 @@ def accuracy(model: nn.Module, samples: Samples) -> float:
     return 100 * float((logits(model, samples.x).argmax(1) == samples.y).float().mean())
 
 
-def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Tensor]:
+def gradient(model: nn.Module, samples: Samples) -> list[Tensor]:
     """Gradient of the mean cross entropy over samples, in evaluation mode.
 
     One tensor for each parameter.
@@ -287,7 +286,7 @@ def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Te
     moving = moving_parameters(model)
     total = [torch.zeros_like(p) for p in moving]
     with evaluating(model), torch.enable_grad():
-        for index in torch.split(torch.arange(len(samples)), batch):
+        for index in torch.split(torch.arange(len(samples)), at_once(samples.x, 256)):
             out = model(on(model, samples.x[index])).float()
             loss = F.cross_entropy(out, on(model, samples.y[index]), reduction="sum")
             for t, g in zip(total, torch.autograd.grad(loss, moving), strict=True):

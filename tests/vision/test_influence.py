@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from erase_sd.vision import Task, make_task, measure, unlearn
-from erase_sd.vision.models import Logits
+from erase_sd.vision.pretrained import Logits
 from erase_sd.vision.train import accuracy, logits
 from tests.vision.helpers import flat, grads, loss
 

@@ -78,9 +78,17 @@ def edit_layers(
 
 
 def solved(solve: Solve, forget: SecondMoment, retain: SecondMoment) -> LowRankEdit:
-    """An edit, or none where the layer reads nothing but zeros on the forget samples."""
-    if float(forget.gram.trace()) <= 0:
+    """An edit, or none where the layer reads nothing but zeros on the forget samples.
+
+    Where it reads nothing on the retained ones alone, every direction is free: their moment is
+    taken as the identity's, as small as the forget samples' rounding.
+    """
+    energy = float(forget.gram.trace())
+    if energy <= 0:
         return LowRankEdit.identity(forget.width)
+    if retain.count and float(retain.gram.trace()) <= 1e-12 * energy:
+        free = torch.eye(retain.width, dtype=torch.float64) * (1e-12 * energy)
+        retain = SecondMoment(free, retain.total, retain.count)
     return solve(Problem(forget, retain))
 
 

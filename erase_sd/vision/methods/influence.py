@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,9 +16,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erase_sd.vision.cache import Run
 from erase_sd.vision.layers import evaluating
-from erase_sd.vision.samples import Samples
+from erase_sd.vision.samples import Samples, at_once, portions
 from erase_sd.vision.task import Task
-from erase_sd.vision.train import accuracy, batches, cross_entropy, gradient, moving_parameters, on
+from erase_sd.vision.train import (
+    accuracy,
+    batches,
+    cross_entropy,
+    gradient,
+    logits,
+    moving_parameters,
+    on,
+)
 
 
 @dataclass(frozen=True)
@@ -164,19 +172,25 @@ def _searched(
 def _ridge(model: nn.Module, part: Samples, options: NTK) -> dict[str, Tensor]:
     """`Jᵀ (J Jᵀ / n + ρ I)⁻¹ r / n` of the residuals of some samples."""
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    x = on(model, part.x[torch.arange(len(part))])
+    shares = portions(torch.arange(len(part)), at_once(part.x, 256))
 
-    def f(weights: dict[str, Tensor]) -> Tensor:
-        out: Tensor = functional_call(model, weights, (x,))
-        return out.float()
+    def outputs(index: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+        x = on(model, part.x[index])
+        return lambda weights: functional_call(model, weights, (x,)).float()
+
+    def pull(a: Tensor) -> dict[str, Tensor]:
+        parts = [vjp(outputs(i), named)[1](a[i])[0] for i in shares]
+        return {n: torch.stack([p[n] for p in parts]).sum(0) for n in named}
+
+    def push(step: dict[str, Tensor]) -> Tensor:
+        return torch.cat([jvp(outputs(i), (named,), (step,))[1] for i in shares])
 
     with evaluating(model):
-        out, pull = vjp(f, named)[:2]
-        residual = F.one_hot(on(model, part.y), out.shape[1]).float() - out.softmax(1)
+        out = on(model, logits(model, part.x))
+        residual = F.one_hot(on(model, part.y), out.shape[1]).float() - out.float().softmax(1)
 
         def kernel(a: Tensor) -> Tensor:
-            along: Tensor = jvp(f, (named,), (pull(a)[0],))[1]
-            return along / len(part) + options.ridge * a
+            return push(pull(a)) / len(part) + options.ridge * a
 
         a, r = torch.zeros_like(residual), residual.clone()
         d, size = r.clone(), r.square().sum()
@@ -188,7 +202,7 @@ def _ridge(model: nn.Module, part: Samples, options: NTK) -> dict[str, Tensor]:
             if new_size < 1e-10 * residual.square().sum():
                 break
             d, size = r + new_size / size * d, new_size
-        return {n: g.detach() / len(part) for n, g in pull(a)[0].items()}
+        return {n: g.detach() / len(part) for n, g in pull(a).items()}
 
 
 @dataclass(frozen=True)
@@ -256,10 +270,13 @@ def second_order(model: nn.Module, task: Task, options: SecondOrder, run: Run) -
     with evaluating(new), twice_differentiable():
         for _step in range(options.iterations):
             index = next(batches(len(task.retain), options.batch, generator))
-            x, y = on(new, task.retain.x[index]), on(new, task.retain.y[index])
-            first = torch.autograd.grad(cross_entropy(new(x), y, x), moving, create_graph=True)
-            along = torch.stack([(g * t).sum() for g, t in zip(first, h, strict=True)]).sum()
-            product = torch.autograd.grad(along, moving)
+            product = [torch.zeros_like(t) for t in h]
+            for share in portions(index, at_once(task.retain.x, options.batch)):
+                x, y = on(new, task.retain.x[share]), on(new, task.retain.y[share])
+                first = torch.autograd.grad(cross_entropy(new(x), y, x), moving, create_graph=True)
+                along = torch.stack([(g * t).sum() for g, t in zip(first, h, strict=True)]).sum()
+                for t, g in zip(product, torch.autograd.grad(along, moving), strict=True):
+                    t += g * (len(share) / len(index))
             parts = zip(v, h, product, strict=True)
             h = [a + b - (c + options.damping * b) / options.scale for a, b, c in parts]
             if not all(torch.isfinite(t).all() for t in h):
