@@ -17,6 +17,8 @@ from erase_sd.vision.samples import Samples, at_once
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import logits
 
+FEWEST = 100  # samples that are read at least, if there are so many
+
 
 @dataclass(frozen=True)
 class TwoSided:
@@ -130,7 +132,6 @@ def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[
     each, the same ones.
     """
     found: list[list[Tensor]] = [[] for _ in range(layer.groups)]
-    few = min(len(samples), 100)
     counts: list[int] = []  # rows of each batch, before places are left out
     running: list[int] = []  # samples of each batch
 
@@ -143,8 +144,8 @@ def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[
             )
         places = layer.places(x) * (len(x) // batch)
         kept = torch.arange(places)
-        if places * few > 2 * limit:
-            kept = torch.linspace(0, places - 1, max(1, 2 * limit // few)).long()
+        if places * FEWEST > 2 * limit:  # the same ones in both sets
+            kept = torch.linspace(0, places - 1, max(1, 2 * limit // FEWEST)).long()
         start = 0
         for chunk in layer.rows(x):
             picked = torch.isin((start + torch.arange(len(chunk[0]))) % places, kept)
@@ -155,12 +156,12 @@ def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[
 
     device, dtype = place(model)
     with evaluating(model), watching([layer], see):
-        for index in torch.split(torch.arange(len(samples)), at_once(samples.x, 100)):
+        for index in torch.split(torch.arange(len(samples)), at_once(samples.x, FEWEST)):
             running.append(len(index))
             model(samples.x[index].to(device, dtype))
             if len(counts) < len(running):
                 raise ValueError(f"the layer {layer.name} does not run in a forward pass")
-            if sum(running) >= few and sum(counts) >= limit:
+            if sum(running) >= FEWEST and sum(counts) >= limit:
                 break
     labels = samples.y[: sum(running)]
     return [Rows(torch.cat(g).reshape(len(labels), -1, layer.width), labels) for g in found]
