@@ -187,8 +187,13 @@ def rayleigh(model: nn.Module, task: Task, options: Rayleigh, run: Run) -> nn.Mo
     """The consistent Rayleigh edit `W (I − C U D Uᵀ)`, see `erase_sd.algebra.methods.rayleigh`.
 
     Source: Unlearn in a Blink, Eq. 12-15, corrected.
+
+    Raises:
+        ValueError: If a rank is asked of the variant that takes all directions.
     """
-    rank = directions(options.rank, task, run)
+    if options.variant == "lsq" and options.rank is not None:
+        raise ValueError(f"lsq takes all directions: expected no rank, got {options.rank}")
+    rank = None if options.variant == "lsq" else directions(options.rank, task, run)
     epsilon = options.epsilon
     if epsilon is None:
         epsilon = 1.0 if len(task.forget) == 1 else 0.1

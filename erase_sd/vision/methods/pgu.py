@@ -204,6 +204,7 @@ def _descend(
     else:
         left = remaining(model, task, run.cache)
     spaces = left.spaces(options.gamma, options.criterion)
+    run.chose(protected=protected(spaces))
     projected = Projected(new, spaces)
     inner: list[nn.Parameter] = []
     if last is not None:
@@ -225,6 +226,21 @@ def _descend(
     if last is not None:
         last.bake()
     return new
+
+
+def protected(spaces: dict[str, list[Tensor]]) -> dict[str, str]:
+    """How many directions of each layer may not be touched, of how many: `k/d`.
+
+    Where nearly all are taken nothing can be forgotten.
+
+    >>> protected({"head": [torch.zeros(64, 12)]})
+    {'head': '12/64'}
+    """
+    found = {}
+    for name, groups in spaces.items():
+        taken, whole = sum(M.shape[1] for M in groups), sum(len(M) for M in groups)
+        found[name] = f"{taken}/{whole}"
+    return found
 
 
 def _step(
