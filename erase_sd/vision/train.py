@@ -289,6 +289,7 @@ def gradient(model: nn.Module, samples: Samples) -> list[Tensor]:
         for index in torch.split(torch.arange(len(samples)), at_once(samples.x, 256)):
             out = model(on(model, samples.x[index])).float()
             loss = F.cross_entropy(out, on(model, samples.y[index]), reduction="sum")
-            for t, g in zip(total, torch.autograd.grad(loss, moving), strict=True):
+            found = torch.autograd.grad(loss, moving, allow_unused=True, materialize_grads=True)
+            for t, g in zip(total, found, strict=True):
                 t += g / len(samples)
     return total

@@ -76,17 +76,38 @@ def _add(model: nn.Module, step: Tensor) -> None:
         start += p.numel()
 
 
+# How torch says that an operation cannot be differentiated in this way.
+LACKING = (
+    "forward AD",
+    "derivative for",
+    "differentiate twice",
+    "not have been used in the graph",
+    "setup_context",
+)
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Attention by plain products.
 
     The fused kernels have neither second derivatives nor forward ones.
+
+    Raises:
+        ValueError: If the network has another operation without them.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
+    except RuntimeError as error:  # NotImplementedError is one
+        told = " ".join(str(error).split())
+        if not any(word in told for word in LACKING):
+            raise
+        raise ValueError(
+            "expected a network with second and forward derivatives, got one with an operation "
+            f"that has none: {told[:160]}"
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -273,10 +294,13 @@ def second_order(model: nn.Module, task: Task, options: SecondOrder, run: Run) -
             product = [torch.zeros_like(t) for t in h]
             for share in portions(index, at_once(task.retain.x, options.batch)):
                 x, y = on(new, task.retain.x[share]), on(new, task.retain.y[share])
-                first = torch.autograd.grad(cross_entropy(new(x), y, x), moving, create_graph=True)
-                along = torch.stack([(g * t).sum() for g, t in zip(first, h, strict=True)]).sum()
-                for t, g in zip(product, torch.autograd.grad(along, moving), strict=True):
-                    t += g * (len(share) / len(index))
+                value = cross_entropy(new(x), y, x)
+                found = torch.autograd.grad(value, moving, create_graph=True, allow_unused=True)
+                first = {i: g for i, g in enumerate(found) if g is not None}
+                along = torch.stack([(g * h[i]).sum() for i, g in first.items()]).sum()
+                second = torch.autograd.grad(along, [moving[i] for i in first])
+                for i, g in zip(first, second, strict=True):
+                    product[i] += g * (len(share) / len(index))
             parts = zip(v, h, product, strict=True)
             h = [a + b - (c + options.damping * b) / options.scale for a, b, c in parts]
             if not all(torch.isfinite(t).all() for t in h):
