@@ -171,7 +171,7 @@ METHODS: dict[str, VisionMethod] = {
         "samples",
     ),
     "ntk": _entry(
-        "influence:ntk",
+        "ntk:ntk",
         "gradient",
         "difference of two linearised models, its scale by line search",
         "arXiv 2003.02960",

@@ -160,20 +160,19 @@ def train(
     done = start * per_epoch
     most = at_once(samples.x, recipe.batch)
     bar = tqdm(total=total, initial=done, desc=loop.desc, unit="step", delay=2, leave=False)
+
+    def value(part: Tensor, y: Tensor) -> Tensor:
+        picked = samples.x[part]
+        x = on(model, augmented(picked, generator) if recipe.augment else picked)
+        return _finite(loss(model(x), on(model, y), x), recipe)
+
     for epoch in range(start, recipe.epochs):
         model.train(loop.train_mode)
         labels = samples.y if loop.relabel is None else loop.relabel(epoch)
         for index in batches(len(samples), recipe.batch, generator):
             _set_rate(optimizer, recipe.rate(done / total))
-            optimizer.zero_grad(set_to_none=True)
-            for part in portions(index, most):  # one, unless the inputs are large
-                picked = samples.x[part]
-                x = on(model, augmented(picked, generator) if recipe.augment else picked)
-                value = _finite(loss(model(x), on(model, labels[part]), x), recipe)
-                (value * (len(part) / len(index))).backward()
-            optimizer.step()
-            if loop.after_step is not None:
-                loop.after_step(optimizer)
+            parts = portions(index, most)  # one, unless the inputs are large
+            _step(optimizer, [(p, labels[p], len(p) / len(index)) for p in parts], value, loop)
             done += 1
             bar.update()
         if loop.resume is not None:
@@ -184,6 +183,21 @@ def train(
     for p in model.parameters():
         p.grad = None
     return model.eval()
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[tuple[Tensor, Tensor, float]],
+    value: Callable[[Tensor, Tensor], Tensor],
+    loop: Loop,
+) -> None:
+    """One step down the mean of parts: positions, labels, share of the whole."""
+    optimizer.zero_grad(set_to_none=True)
+    for part, y, share in parts:
+        (value(part, y) * share).backward()
+    optimizer.step()
+    if loop.after_step is not None:
+        loop.after_step(optimizer)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
