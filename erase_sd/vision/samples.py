@@ -203,6 +203,20 @@ def portions(index: Tensor, most: int) -> tuple[Tensor, ...]:
     return index.tensor_split(max(1, -(-len(index) // most)))
 
 
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Crops of images padded by 4, and flips."""
+    n, _, h, w = x.shape
+    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
+    shift = torch.randint(0, 9, (n, 2), generator=generator)
+    flip = torch.rand(n, generator=generator) < 0.5
+    rows = shift[:, 0, None] + torch.arange(h)
+    order = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
+    columns = order + shift[:, 1, None]
+    picked = torch.arange(n)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Inputs and labels.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from erase_sd.models.files import atomic_path
 from erase_sd.vision.layers import evaluating, place
-from erase_sd.vision.samples import Pictures, Samples, at_once, portions
+from erase_sd.vision.samples import Pictures, Samples, at_once, augmented, portions
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -160,19 +160,14 @@ def train(
     done = start * per_epoch
     most = at_once(samples.x, recipe.batch)
     bar = tqdm(total=total, initial=done, desc=loop.desc, unit="step", delay=2, leave=False)
-
-    def value(part: Tensor, y: Tensor) -> Tensor:
-        picked = samples.x[part]
-        x = on(model, augmented(picked, generator) if recipe.augment else picked)
-        return _finite(loss(model(x), on(model, y), x), recipe)
-
+    value = _valuing(model, samples, recipe, loss, generator)
     for epoch in range(start, recipe.epochs):
         model.train(loop.train_mode)
         labels = samples.y if loop.relabel is None else loop.relabel(epoch)
         for index in batches(len(samples), recipe.batch, generator):
-            _set_rate(optimizer, recipe.rate(done / total))
-            parts = portions(index, most)  # one, unless the inputs are large
-            _step(optimizer, [(p, labels[p], len(p) / len(index)) for p in parts], value, loop)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(done / total)
+            _step(optimizer, portions(index, most), labels, value, loop)
             done += 1
             bar.update()
         if loop.resume is not None:
@@ -185,24 +180,34 @@ def train(
     return model.eval()
 
 
+def _valuing(
+    model: nn.Module, samples: Samples, recipe: Recipe, loss: Loss, generator: torch.Generator
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss at some positions of the samples, for these labels of theirs."""
+
+    def value(part: Tensor, y: Tensor) -> Tensor:
+        picked = samples.x[part]
+        x = on(model, augmented(picked, generator) if recipe.augment else picked)
+        return _finite(loss(model(x), on(model, y), x), recipe)
+
+    return value
+
+
 def _step(
     optimizer: torch.optim.Optimizer,
-    parts: Sequence[tuple[Tensor, Tensor, float]],
+    parts: Sequence[Tensor],
+    labels: Tensor,
     value: Callable[[Tensor, Tensor], Tensor],
     loop: Loop,
 ) -> None:
-    """One step down the mean of parts: positions, labels, share of the whole."""
+    """One step down the mean over a batch, in one part unless the inputs are large."""
+    whole = sum(len(part) for part in parts)
     optimizer.zero_grad(set_to_none=True)
-    for part, y, share in parts:
-        (value(part, y) * share).backward()
+    for part in parts:
+        (value(part, labels[part]) * (len(part) / whole)).backward()
     optimizer.step()
     if loop.after_step is not None:
         loop.after_step(optimizer)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def _finite(value: Tensor, recipe: Recipe) -> Tensor:
@@ -249,20 +254,6 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
             stop = count
         yield order[start:stop]
         start = stop
-
-
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Crops of images padded by 4, and flips."""
-    n, _, h, w = x.shape
-    padded = F.pad(x, (4, 4, 4, 4))
-    shift = torch.randint(0, 9, (n, 2), generator=generator)
-    flip = torch.rand(n, generator=generator) < 0.5
-    rows = shift[:, 0, None] + torch.arange(h)
-    order = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    columns = order + shift[:, 1, None]
-    picked = torch.arange(n)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
 
 
 def moving_parameters(model: nn.Module) -> list[nn.Parameter]:
