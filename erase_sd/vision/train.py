@@ -158,7 +158,7 @@ def train(
     per_epoch = math.ceil(len(samples) / recipe.batch)
     total = max(1, recipe.epochs * per_epoch)
     done = start * per_epoch
-    most = at_once(samples.x, recipe.batch)
+    most = at_once(samples.x, recipe.batch + 1)  # what `batches` may give
     bar = tqdm(total=total, initial=done, desc=loop.desc, unit="step", delay=2, leave=False)
     value = _valuing(model, samples, recipe, loss, generator)
     for epoch in range(start, recipe.epochs):

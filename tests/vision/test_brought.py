@@ -232,6 +232,13 @@ class TestPortions:
         shift = [(m[0].weight - model[0].weight).flatten() for m in (every, some)]
         assert torch.cosine_similarity(*shift, dim=0) > 0.5
 
+    def test_a_batch_that_takes_one_sample_more_stays_whole(self):
+        """Batch norm would see two halves otherwise."""
+        model, sizes = nn.Linear(3, 2), []
+        model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+        train(model, Samples(torch.randn(9, 3), torch.arange(9) % 2), Recipe(epochs=1, batch=4))
+        assert sizes == [4, 5]
+
     def test_a_single_image_is_never_left_to_batch_norm(self, monkeypatch):
         """Portions are of about equal size."""
         monkeypatch.setattr(portioning, "AT_ONCE", 3 * 192)

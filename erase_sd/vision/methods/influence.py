@@ -167,7 +167,7 @@ def second_order(model: nn.Module, task: Task, options: SecondOrder, run: Run) -
         for _step in range(options.iterations):
             index = next(batches(len(task.retain), options.batch, generator))
             product = [torch.zeros_like(t) for t in h]
-            for share in portions(index, at_once(task.retain.x, options.batch)):
+            for share in portions(index, at_once(task.retain.x, options.batch + 1)):
                 x, y = on(new, task.retain.x[share]), on(new, task.retain.y[share])
                 value = cross_entropy(new(x), y, x)
                 found = torch.autograd.grad(value, moving, create_graph=True, allow_unused=True)
