@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erase_sd.cli.common import dispatch, parser, print_json, quiet_libraries
+from erase_sd.cli.vision_original import cached, check_model, original
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from erase_sd.vision import Cache, Data, Task
+    from erase_sd.vision import Task
 
 EXAMPLES = """  erase-concept vision methods
   erase-concept vision unlearn --model mlp --train --data digits --forget class:3
@@ -23,7 +24,8 @@ EXAMPLES = """  erase-concept vision methods
   erase-concept vision unlearn --model clip:CLIP_FOLDER --data IMAGE_FOLDER --classes-file names.txt --forget class:cat
   erase-concept vision unlearn --model emoji-clip --data emoji --forget class:pizza --method unlink
 
-Data: digits and emoji are in the package; an .npz, .parquet or image folder; cifar10, cifar100, … from the Hub.
+Data: digits and emoji are in the package; an .npz, a folder of images or of the Hub's parquet files; cifar10, … or
+OWNER/NAME from the Hub (#COLUMN names the labels where there are several).
 What to forget: class:3, class:cat,dog, class:0#500, subclass:lion, random:0.1, index:1,5,7."""  # noqa: E501
 TOLD = {
     "UA": "forgotten samples no longer recognised, %",
@@ -76,18 +78,20 @@ def _add_model(p: ArgumentParser) -> None:
     p.add_argument(
         "--train", action="store_true", help="train a fresh network of that architecture first"
     )
-    p.add_argument("--epochs", type=int, default=40, help="of --train (default: 40)")
+    p.add_argument("--epochs", type=int, help="of --train (default: 40)")
     p.add_argument("--data", default="digits", help="digits, emoji, a path, or a name on the Hub")
     p.add_argument(
         "--classes-file",
         type=Path,
         metavar="FILE",
-        help="names of the classes for zero-shot CLIP, one a line, in the order of the labels",
+        help="names of the data's classes, one a line, in the order of the labels: what zero-shot "
+        "CLIP reads, or what a classifier calls them",
     )
     p.add_argument(
         "--size",
         type=int,
-        help="scale images to this side (default: the model's own, or as they are)",
+        help="scale images to this side (default: as the model's own image processor does, or as "
+        "they are)",
     )
     p.add_argument("--device", default="cpu", help="cpu, cuda, mps")
     p.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -137,6 +141,9 @@ def _arguments(argv: list[str]) -> Namespace:
     args = p.parse_args(argv)
     if args.out and args.method == "mask":
         raise ValueError("mask changes no weight: there is nothing to write")
+    if args.epochs is not None and not args.train:
+        raise ValueError("--epochs is of --train: give both")
+    check_model(args)
     if args.cache_out and not (args.cache and args.out):
         raise ValueError(
             "--cache-out is what is left of --cache for the model written to --out: give both"
@@ -162,56 +169,6 @@ def given_options(pairs: list[str], method: str) -> dict[str, Any]:
             found[key] = value
     options_of(method, found)  # a wrong name is told before anything is loaded
     return found
-
-
-def _data(args: Namespace) -> Data:
-    """The data, normalised and scaled as the model expects, its classes named as the file says."""
-    from dataclasses import replace
-
-    from erase_sd.vision import load_data
-    from erase_sd.vision.models import expected
-
-    statistics, size = (None, None) if args.train else expected(args.model)
-    data = load_data(args.data, size=args.size or size, statistics=statistics)
-    if args.classes_file is None:
-        return data
-    if not args.classes_file.is_file():
-        raise ValueError(f"no such file: {args.classes_file}")
-    names = tuple(
-        n.strip() for n in args.classes_file.read_text(encoding="utf-8").splitlines() if n.strip()
-    )
-    if len(names) != len(data.classes):
-        raise ValueError(
-            f"expected {len(data.classes)} names in {args.classes_file}, got {len(names)}"
-        )
-    return replace(data, classes=names)
-
-
-def _model(args: Namespace, data: Data) -> nn.Module:
-    """The original model: loaded, or trained with the seed."""
-    from erase_sd.vision.models import load_model, trained
-    from erase_sd.vision.networks import ARCHITECTURES
-    from erase_sd.vision.train import Loop, Recipe
-
-    if args.train:
-        loop = Loop(desc="training the original")
-        recipe = Recipe(epochs=args.epochs)
-        return trained(args.model, data, recipe, seed=args.seed, device=args.device, loop=loop)
-    if args.model in ARCHITECTURES:
-        raise ValueError(
-            f"{args.model} is untrained: give {args.model}:FILE.safetensors or --train"
-        )
-    return load_model(args.model, data.classes, data.channels).to(args.device).eval()
-
-
-def _cached(args: Namespace, model: nn.Module, data: Data) -> Cache | None:
-    from erase_sd.vision import Cache, Samples
-
-    if args.cache is None:
-        return None
-    if not args.cache.exists():
-        Cache.of(model, Samples(data.train_x, data.train_y)).save(args.cache, model)
-    return Cache.load(args.cache, model)
 
 
 @dataclass(frozen=True)
@@ -245,15 +202,14 @@ def _unlearn(argv: list[str]) -> int:
     from erase_sd.vision.methods.pgu import remaining
     from erase_sd.vision.models import save_weights
 
-    data = _data(args)
+    model, data = original(args)
     task = make_task(data, args.forget, seed=args.seed)
     counts = [len(part) for part in (task.forget, task.retain, task.test)]
     told = "{}: {} samples to forget, {} to keep, {} to test".format(task.name, *counts)
-    if args.dry_run:
+    if args.dry_run or model is None:
         print(told)
         return 0
-    model = _model(args, data)
-    cache = _cached(args, model, data)
+    cache = cached(args, model, data)
     result = unlearn(model, task, args.method, seed=args.seed, cache=cache, **options)
     about = {
         "model": args.model,

@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from erase_sd.eval.detectors import Labels
 from erase_sd.eval.features import clip_embedder
+from erase_sd.models.whole import whole
 
 
 class ImageClassifier:
@@ -21,13 +22,13 @@ class ImageClassifier:
         self, model: str = "microsoft/resnet-50", *, top: int = 1, revision: str | None = None
     ) -> None:
         try:
-            options = {"revision": revision, "trust_remote_code": False}
-            self._processor = AutoImageProcessor.from_pretrained(model, **options)
-            self._model = AutoModelForImageClassification.from_pretrained(model, **options).eval()
-        except OSError as error:
-            raise ValueError(
-                f"cannot load the classifier {model}: give a local folder or a Hub id"
-            ) from error
+            self._model = whole(AutoModelForImageClassification, model, revision=revision)
+            self._processor = AutoImageProcessor.from_pretrained(
+                model, revision=revision, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            told = f"give a local folder or a Hub id ({' '.join(str(error).split())})"
+            raise ValueError(f"cannot load the classifier {model}: {told}") from error
         self.top = top
         commit = getattr(self._model.config, "_commit_hash", None)
         # ImageNet's labels hold several names each: "tench, Tinca tinca".

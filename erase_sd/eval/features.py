@@ -16,6 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from erase_sd._lazy import named
 from erase_sd.eval.inception import Width, features_of, identity, load_inception
+from erase_sd.models.whole import whole
 
 Embedder = Callable[[Sequence[Any]], np.ndarray]
 
@@ -83,10 +84,10 @@ def any_clip(argument: str) -> Embedder:
         ValueError: If it cannot be had.
     """
     try:
-        model = CLIPModel.from_pretrained(argument, trust_remote_code=False).eval()
+        model = whole(CLIPModel, argument)
         processor = CLIPProcessor.from_pretrained(argument, trust_remote_code=False)
-    except OSError as error:
-        told = "give a local folder, a Hub id or emoji-clip"
+    except (OSError, ValueError) as error:
+        told = f"give a local folder, a Hub id or emoji-clip ({' '.join(str(error).split())})"
         raise ValueError(f"cannot load the CLIP model {argument}: {told}") from error
 
     @torch.no_grad()

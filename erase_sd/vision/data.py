@@ -1,74 +1,23 @@
-"""Labelled images: scikit-learn's digits offline, local npz, parquet and folders.
-
-The Hub by name.
-"""
+"""Labelled images: scikit-learn's digits offline, local npz and folders, the Hub's tables."""
 
 from __future__ import annotations
 
 import importlib
-import io
+import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from erase_sd.vision.samples import Pictures
+from erase_sd.vision.hub import HUB, is_parquet_folder, tables
+from erase_sd.vision.samples import Form, Pictures, decoded
 
-Statistics = tuple[
-    tuple[float, ...], tuple[float, ...]
-]  # mean and standard deviation of each channel
-
-# What a data set's public models expect, by the start of its name; the first that fits. A model of
-# transformers brings its own (`erase_sd.vision.models.statistics`).
-NORMALISATION: dict[str, Statistics] = {
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "cifar20": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # as akamaster's CIFAR-10 networks
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # Imagenette too
-    "oxford-pets": (
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
-    ),  # CLIP's
-}
-# Hub ids with their columns; cifar100 also answers to cifar20, its superclasses.
-HUB: dict[str, dict[str, str]] = {
-    "cifar10": {"id": "uoft-cs/cifar10", "image": "img", "label": "label"},
-    "cifar100": {"id": "uoft-cs/cifar100", "image": "img", "label": "fine_label"},
-    "cifar20": {
-        "id": "uoft-cs/cifar100",
-        "image": "img",
-        "label": "coarse_label",
-        "fine": "fine_label",
-    },
-    "svhn": {
-        "id": "ufldl-stanford/svhn",
-        "config": "cropped_digits",
-        "image": "image",
-        "label": "label",
-    },
-    "tiny-imagenet": {
-        "id": "zh-plus/tiny-imagenet",
-        "image": "image",
-        "label": "label",
-        "test": "valid",
-    },
-    "oxford-pets": {"id": "timm/oxford-iiit-pet", "image": "image", "label": "label"},
-    "imagenette": {
-        "id": "frgfm/imagenette",
-        "config": "320px",
-        "image": "image",
-        "label": "label",
-        "test": "validation",
-    },
-}
 # Data that other rooms hold: name to `module:function`.
 EMBEDDED = {"emoji": "erase_sd.vision.embedded:scenes"}
 
@@ -113,40 +62,43 @@ class Data:
         x = self.train_x
         return x.channels if isinstance(x, Pictures) else int(x.shape[1])
 
+    def numbered_as(self, names: Sequence[str]) -> Data:
+        """The same samples, their labels the numbers that a model gives to these names.
 
-@dataclass(frozen=True)
-class Form:
-    """What images are made into.
+        A model may know more classes than the data has. Capitals do not matter.
 
-    Attributes:
-        size: Side to scale to; None leaves them.
-        statistics: Mean and standard deviation; None takes those of the data set's name.
-    """
+        Raises:
+            ValueError: If a class has no such name, or several have the same.
 
-    size: int | None = None
-    statistics: Statistics | None = None
+        >>> import torch
+        >>> two = torch.tensor([0, 1])
+        >>> data = Data("d", torch.zeros(2, 1), two, torch.zeros(2, 1), two, ("cat", "dog"))
+        >>> data.numbered_as(["Dog", "fox", "Cat"]).train_y.tolist()
+        [2, 0]
+        """
+        known = [n.lower() for n in names]
+        wanted = [c.lower() for c in self.classes]
+        unknown = [c for c in wanted if known.count(c) != 1]
+        if unknown:
+            raise ValueError(
+                f"expected classes that the model has, got {unknown[0]!r}; it has "
+                f"{', '.join(list(names)[:10])}{', …' * (len(names) > 10)}"
+            )
+        numbers = torch.tensor([known.index(c) for c in wanted])
+        labels = numbers[self.train_y], numbers[self.test_y]
+        return replace(self, train_y=labels[0], test_y=labels[1], classes=tuple(names))
 
-    def pictures(self, sources: Any, name: str, decode: Any = None) -> Pictures | Tensor:
-        """Images of a data set; in memory as float32 while they are few (64 MB)."""
-        known = next((v for k, v in NORMALISATION.items() if name.startswith(k)), ((0.5,), (0.5,)))
-        mean, std = self.statistics or known
-        made = Pictures(sources, decode, self.size, mean, std)
-        small = isinstance(sources, np.ndarray) and len(sources) > 0
-        if small and len(made) * made[torch.tensor([0])].numel() <= 1 << 28:
-            return torch.cat(list(made.split(1024)))
-        return made
 
-
-def load_data(where: str, *, size: int | None = None, statistics: Statistics | None = None) -> Data:
+def load_data(where: str, *, size: int | None = None, processor: Any = None) -> Data:
     """Load a data set.
 
     Args:
         where: "digits" (scikit-learn's) or "emoji" (renders of the embedded world), both offline; a
-            path to an `.npz`, `.parquet` or image folder (`train/CLASS/*.png`, `test/CLASS/*.png`),
-            or a name that the Hub has (see `HUB`).
-        size: Side to scale images to.
-        statistics: Mean and standard deviation that the model expects; None takes those of the data
-            set.
+            path to an `.npz`, to an image folder (`train/CLASS/*.png`, `test/CLASS/*.png`) or to a
+            folder of parquet files as the Hub has them; a name in `HUB`, or any Hub id.
+        size: Side to scale images to; None leaves them, or leaves it to the processor.
+        processor: The image processor of a transformers model, see
+            `erase_sd.vision.pretrained.processor_of`; None normalises by the data set's constants.
 
     Raises:
         ValueError: If it cannot be had, naming what was expected.
@@ -154,25 +106,26 @@ def load_data(where: str, *, size: int | None = None, statistics: Statistics | N
     >>> tuple(load_data("digits").train_x.shape)
     (1442, 1, 8, 8)
     """
+    form = Form(size, processor)
     if where == "digits":
+        if form != Form():
+            raise ValueError("digits are 8 x 8 and grey: expected no size and no image processor")
         return _digits()
     if where in EMBEDDED:
         module, name = EMBEDDED[where].split(":")
-        made: Data = getattr(importlib.import_module(module), name)()
+        made: Data = getattr(importlib.import_module(module), name)(form=form)
         return made
-    form = Form(size, statistics)
-    path = Path(where)
+    path = Path(where.partition("#")[0])
     if path.suffix == ".npz":
         return _npz(path, form)
-    if path.suffix == ".parquet":
-        return _parquet(path, form)
+    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+(#\w+)?", where) and not path.exists()
+    if where in HUB or on_hub or is_parquet_folder(path):
+        return _tables(where, form)
     if path.is_dir():
         return _folder(path, form)
-    if where in HUB:
-        return _hub(where, form)
     raise ValueError(
-        f"no data {where!r}: digits, emoji, an .npz, a .parquet, an image folder, or "
-        f"{', '.join(HUB)}"
+        f"no data {where!r}: expected digits, emoji, an .npz, a folder of images or of parquet "
+        f"files, a Hub id (OWNER/NAME), or one of {', '.join(HUB)}"
     )
 
 
@@ -214,44 +167,6 @@ def _npz(path: Path, form: Form) -> Data:
     return Data(path.stem, x[0], labels[0], x[1], labels[1], classes, fine[0], fine[1])
 
 
-def _decoded(source: Any) -> np.ndarray:
-    """A file, encoded bytes as `datasets` writes them, or a PIL image, as `(h, w, 3)` uint8."""
-    try:
-        if isinstance(source, Path):
-            with Image.open(source) as file:
-                return np.asarray(file.convert("RGB"))
-        image = Image.open(io.BytesIO(source["bytes"])) if isinstance(source, dict) else source
-        return np.asarray(image.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read an image: {error}") from error
-
-
-def _parquet(path: Path, form: Form) -> Data:
-    """Columns `image` (encoded bytes, as `datasets` writes), `label`.
-
-    `split` ("train" or "test").
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise ValueError("reading parquet needs: pip install pandas pyarrow") from error
-    try:
-        table = pandas.read_parquet(path)
-    except Exception as error:  # the engines raise errors of their own kinds
-        raise ValueError(f"cannot read {path}: {error}") from error
-    missing = [c for c in ("image", "label", "split") if c not in table]
-    if missing:
-        have = ", ".join(map(str, table.columns))
-        raise ValueError(f"{path} has no column {missing[0]}; it has {have}")
-    x, y = [], []
-    for split in ("train", "test"):
-        rows = table[table["split"] == split]
-        x.append(form.pictures(list(rows["image"]), path.stem, _decoded))
-        y.append(torch.tensor(list(rows["label"])).long())
-    count = int(table["label"].max()) + 1
-    return Data(path.stem, x[0], y[0], x[1], y[1], tuple(str(c) for c in range(count)))
-
-
 def _folder(path: Path, form: Form) -> Data:
     classes = tuple(sorted(p.name for p in (path / "train").glob("*") if p.is_dir()))
     if not classes:
@@ -268,33 +183,14 @@ def _folder(path: Path, form: Form) -> Data:
         ]
         if not files:
             raise ValueError(f"{path / split} holds no images")
-        x.append(form.pictures([f for f, _ in files], path.name, _decoded))
+        x.append(form.pictures([f for f, _ in files], path.name, decoded))
         y.append(torch.tensor([i for _, i in files]))
     return Data(path.name, x[0], y[0], x[1], y[1], classes)
 
 
-def _hub(name: str, form: Form) -> Data:
-    about = HUB[name]
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"{name} comes from the Hub: pip install 'erase-sd[hub]', or give a local .npz "
-            f"or folder"
-        ) from error
-    try:
-        loaded = datasets.load_dataset(about["id"], about.get("config"))
-    except Exception as error:  # no network, no such cache: many kinds
-        raise ValueError(
-            f"{name} ({about['id']}) cannot be had here; give a local .npz or folder: {error}"
-        ) from error
-    x, y = [], []
-    fine: list[tuple[str, ...] | None] = []
-    for split in ("train", about.get("test", "test")):
-        rows = loaded[split]
-        x.append(form.pictures(rows[about["image"]], name, _decoded))
-        y.append(torch.tensor(list(rows[about["label"]])))
-        names = rows.features[about["fine"]].names if "fine" in about else None
-        fine.append(tuple(names[i] for i in rows[about["fine"]]) if names else None)
-    classes = tuple(loaded["train"].features[about["label"]].names)
+def _tables(where: str, form: Form) -> Data:
+    parts, classes, decode = tables(where)
+    name = where if where in HUB else Path(where.partition("#")[0]).name
+    x = [form.pictures(part.images, name, decode) for part in parts]
+    y, fine = [part.labels for part in parts], [part.fine for part in parts]
     return Data(name, x[0], y[0], x[1], y[1], classes, fine[0], fine[1])

@@ -14,18 +14,24 @@ from erase_sd.emoji.clip import load_clip
 from erase_sd.emoji.render import render
 from erase_sd.emoji.scenes import sample_scene
 from erase_sd.emoji.world import available_objects, load_world, with_article
-from erase_sd.vision.data import Data, Form
-from erase_sd.vision.models import ZeroShot, zero_shot
+from erase_sd.vision.data import Data
+from erase_sd.vision.pretrained import ZeroShot, zero_shot
+from erase_sd.vision.samples import Form
 
 
-def scenes(train: int = 30, test: int = 20) -> Data:
+def scenes(train: int = 30, test: int = 20, *, form: Form | None = None) -> Data:
     """Scenes of one object each, for all objects of the embedded world.
 
     The finer name is the artist's.
+
+    Args:
+        train: How many of each object.
+        test: Likewise.
+        form: What the images are made into.
     """
     world, held = load_world(), available_objects()
     rng = np.random.default_rng(2024)
-    form = Form()
+    form = form or Form()
     parts = []
     for count in (train, test):
         images: list[np.ndarray] = []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erase_sd.algebra.moments import SecondMoment
 from erase_sd.vision.layers import Layer, evaluating, place, watching
-from erase_sd.vision.samples import Pictures
+from erase_sd.vision.samples import Pictures, at_once
 
 Moments = dict[str, list[SecondMoment]]
 
@@ -20,7 +20,7 @@ def collect(
     chosen: Sequence[Layer],
     x: Tensor | Pictures,
     *,
-    batch: int = 256,
+    batch: int | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> Moments:
@@ -32,7 +32,7 @@ def collect(
         model: The model the layers are of.
         chosen: Its layers.
         x: `(n, …)` inputs.
-        batch: Inputs at once.
+        batch: Inputs at once; None takes as many as memory stays bounded with.
         limit: About so many rows of each layer at most, drawn evenly from all inputs; None takes
             all.
         seed: Of that draw.
@@ -68,7 +68,7 @@ def collect(
 
     device, dtype = place(model)
     with evaluating(model), watching(chosen, see):
-        for part in x.split(batch):
+        for part in x.split(batch or at_once(x, 256)):
             model(part.to(device, dtype))
     missing = [y.name for y in chosen if y.name not in totals]
     if missing:

@@ -53,9 +53,15 @@ class Layer:
     def weight(self) -> nn.Parameter:
         """The parameter that an edit changes."""
         module: Any = self.module
-        attention = isinstance(module, nn.MultiheadAttention)
-        weight: nn.Parameter = module.in_proj_weight if attention else module.weight
-        return weight
+        if not isinstance(module, nn.MultiheadAttention):
+            weight: nn.Parameter = module.weight
+            return weight
+        if module.in_proj_weight is None:
+            raise ValueError(
+                f"{self.name} projects inputs of different widths; only self-attention can be "
+                f"edited: expected layers without it"
+            )
+        return module.in_proj_weight
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -87,7 +93,8 @@ class Layer:
         others = [*args[1:3], *(kwargs[k] for k in ("key", "value") if k in kwargs)]
         if any(o is not x for o in others):
             raise ValueError(
-                f"{self.name} attends to something else than its input; only self-attention"
+                f"{self.name} attends to something else than its input; only self-attention can be "
+                f"edited: expected layers without it"
             )
         if self.runs is None:
             return x
@@ -103,7 +110,8 @@ class Layer:
         """What it reads for inputs `x`, in chunks: for each group rows `(n, d)`."""
         module = self.module
         if not isinstance(module, nn.Conv2d):
-            yield [x.reshape(-1, x.shape[-1])]
+            for chunk in torch.split(x, max(1, ROWS // max(1, x[:1].numel()))):
+                yield [chunk.reshape(-1, x.shape[-1])]
             return
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         pad = module._reversed_padding_repeated_twice  # the layer's own, "same" included
@@ -114,6 +122,19 @@ class Layer:
             patches = F.unfold(chunk, module.kernel_size, **where)  # (n, C k k, L)
             parts = patches.chunk(self.groups, dim=1)
             yield [g.transpose(1, 2).reshape(-1, self.width) for g in parts]
+
+    def places(self, x: Tensor) -> int:
+        """How many rows it reads of each of the inputs `x`."""
+        module = self.module
+        if not isinstance(module, nn.Conv2d):
+            return x[0].numel() // self.width
+        pad = module._reversed_padding_repeated_twice
+        count = 1
+        for axis, size in enumerate(x.shape[-2:]):
+            whole = size + sum(pad[2 - 2 * axis : 4 - 2 * axis])
+            reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+            count *= (whole - reach) // module.stride[axis] + 1
+        return count
 
     def moments(self, x: Tensor) -> list[SecondMoment]:
         """Moments of `rows`, one for each group; memory does not grow with the batch."""
@@ -178,10 +199,6 @@ def _editable(model: nn.Module) -> list[Layer]:
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            if module.in_proj_weight is None:
-                raise ValueError(
-                    f"{name} projects inputs of different widths; name its layers one by one"
-                )
             dotted = f"{name}.out_proj" if name else "out_proj"
             found += [Layer(name, module), Layer(dotted, module.out_proj, runs=module)]
             inside.add(module.out_proj)
@@ -195,12 +212,18 @@ def in_order(model: nn.Module, sample: Tensor | Pictures) -> list[Layer]:
     found = _editable(model)
     seen: list[str] = []
     device, dtype = place(model)
-    with (
-        torch.no_grad(),
-        evaluating(model),
-        watching(found, lambda layer, x: seen.append(layer.name)),
-    ):
-        model(sample[torch.tensor([0])].to(device, dtype))
+
+    def noting(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: seen.append(name)
+
+    # What they read does not matter here: attention that no edit can take may stand among them.
+    handles = [y.watched.register_forward_pre_hook(noting(y.name)) for y in found]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(sample[torch.tensor([0])].to(device, dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
     last = {name: i for i, name in enumerate(seen)}
     return sorted((y for y in found if y.name in last), key=lambda y: last[y.name])
 

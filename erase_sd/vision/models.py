@@ -12,85 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from erase_sd.models.files import atomic_path
+from erase_sd.models.files import PROVENANCE, atomic_path
 from erase_sd.models.tensor_files import write_tensors
-from erase_sd.vision.data import Data, Statistics
+from erase_sd.vision.data import Data
 from erase_sd.vision.networks import ARCHITECTURES, build
+from erase_sd.vision.pretrained import Logits, ZeroShot, classifier, clip_classifier
 from erase_sd.vision.samples import Samples
 from erase_sd.vision.train import Loop, Recipe, train
 
 # Models that other rooms hold: name to `module:function`; `NAME:FILE.safetensors` takes weights
 # from a file.
 EMBEDDED = {"emoji-clip": "erase_sd.vision.embedded:emoji_clip"}
-TEMPLATES = ("a photo of a {}",)
-
-
-class Logits(nn.Module):
-    """A transformers image classifier (ViT, Swin, ConvNeXt, …) that returns plain logits."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, 3, h, w)` to `(n, classes)`."""
-        logits: Tensor = self.network(pixel_values=x).logits
-        return logits
-
-    def fresh(self) -> Logits:
-        """The same architecture, its weights drawn anew by its own rules."""
-        return Logits(type(self.network)(self.network.config))
-
-
-class ZeroShot(nn.Module):
-    """CLIP's image tower with the embeddings of class names as a frozen classifier.
-
-    Attributes:
-        vision: The image tower.
-        projection: To the shared space.
-        names: `(classes, d)` unit text embeddings.
-        scale: Logit scale.
-        whole: The CLIP model that the tower is part of, and its tokenizer: not modules of this one,
-            since unlearning touches the image tower alone.
-    """
-
-    names: Tensor
-    scale: Tensor
-
-    def __init__(self, clip: Any, names: Tensor, tokenizer: Any = None) -> None:
-        super().__init__()
-        self.vision = clip.vision_model
-        self.projection = clip.visual_projection
-        self.register_buffer("names", F.normalize(names, dim=1))
-        self.register_buffer("scale", clip.logit_scale.detach().exp().clamp(max=100))
-        self.whole = (clip, tokenizer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, 3, h, w)` to `(n, classes)`."""
-        seen = F.normalize(self.projection(self.vision(pixel_values=x).pooler_output), dim=1)
-        return self.scale * seen @ self.names.T
-
-
-def zero_shot(
-    clip: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
-) -> ZeroShot:
-    """A zero-shot classifier of a `CLIPModel`.
-
-    The mean unit embedding of each class name in the templates.
-    """
-    total = torch.zeros(len(classes), clip.config.projection_dim)
-    with torch.no_grad():
-        for template in templates:
-            prompts = [template.format(c) for c in classes]
-            inputs = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-            out = clip.text_projection(clip.text_model(inputs.input_ids).pooler_output)
-            total += F.normalize(out, dim=1)
-    return ZeroShot(clip, total, tokenizer).eval()
 
 
 def trained(
@@ -124,7 +60,9 @@ def load_model(where: str, classes: Sequence[str] | int, channels: int = 3) -> n
         where: `ARCHITECTURE:FILE.safetensors`; an architecture's name for a fresh network;
             "emoji-clip" or `emoji-clip:FILE.safetensors`; `clip:FOLDER` for zero-shot CLIP on the
             names of the classes; a transformers folder or Hub id of an image classifier.
-        classes: Names of the classes, or their number where names do not matter.
+        classes: Names of the classes, or their number where names do not matter. A transformers
+            classifier may have more of them, if it has these names: `Data.numbered_as` then gives
+            the data its numbers.
         channels: Of the input.
 
     Raises:
@@ -146,100 +84,22 @@ def load_model(where: str, classes: Sequence[str] | int, channels: int = 3) -> n
     if name == "clip":
         if isinstance(classes, int):
             raise ValueError("zero-shot CLIP needs the names of the classes, got only their number")
-        return _clip(file, classes)
-    return _classifier(where, count)
-
-
-def whole(kind: Any, where: str) -> Any:
-    """A transformers model from a folder or the Hub, all of it, in safetensors, no remote code.
-
-    Args:
-        kind: An auto class or a model class.
-        where: Folder or Hub id.
-
-    Raises:
-        ValueError: If a weight is missing or of another shape: transformers would draw it at
-            random.
-    """
+        return clip_classifier(file, classes)
     try:
-        network, told = kind.from_pretrained(
-            where, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"cannot load {where!r} as {kind.__name__}: {text}") from error
-    lacking = [*told["missing_keys"], *(str(m[0]) for m in told["mismatched_keys"])]
-    if lacking:
-        raise ValueError(
-            f"{where} lacks {len(lacking)} weights that {type(network).__name__} needs, such as "
-            f"{sorted(lacking)[0]}; they would be random"
-        )
-    return network.eval()
-
-
-def _classifier(where: str, count: int) -> Logits:
-    from transformers import AutoModelForImageClassification
-
-    try:
-        network = whole(AutoModelForImageClassification, where)
+        model = classifier(where)
     except ValueError as error:
-        hint = f"; for zero-shot CLIP give clip:{where}" if _is_clip(where) else ""
         known = ", ".join(ARCHITECTURES)
         raise ValueError(
-            f"no model {where!r}: an architecture ({known}) with :FILE.safetensors, or a "
-            f"transformers folder or Hub id"
-            f" of an image classifier{hint} ({error})"
+            f"no model {where!r}: expected an architecture ({known}) with :FILE.safetensors, or a "
+            f"transformers folder or Hub id; got {error}"
         ) from error
-    if network.config.num_labels != count:
-        raise ValueError(f"{where} has {network.config.num_labels} classes, the data {count}")
-    return Logits(network)
-
-
-def _is_clip(where: str) -> bool:
-    config = Path(where) / "config.json"
-    if not config.is_file():
-        return False
-    told: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    return bool(told.get("model_type") == "clip")
-
-
-def _clip(where: str, names: Sequence[str]) -> ZeroShot:
-    from transformers import AutoTokenizer, CLIPModel
-
-    clip = whole(CLIPModel, where)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{where} has no tokenizer: {' '.join(str(error).split())}") from error
-    return zero_shot(clip, tokenizer, names)
-
-
-def expected(where: str) -> tuple[Statistics | None, int | None]:
-    """Normalisation and side of the images that a transformers model expects.
-
-    From its own preprocessor file.
-    """
-    folder = where.removeprefix("clip:")
-    if where.partition(":")[0] in (ARCHITECTURES.keys() | EMBEDDED.keys()):
-        return None, None
-    from transformers.utils import cached_file
-
-    path = cached_file(
-        folder,
-        "preprocessor_config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return None, None
-    told = json.loads(Path(path).read_text(encoding="utf-8"))
-    statistics = (
-        (tuple(told["image_mean"]), tuple(told["image_std"])) if "image_mean" in told else None
-    )
-    size = told.get("crop_size") or told.get("size")
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    return statistics, size
+    own = model.network.config.num_labels
+    if own != count and (isinstance(classes, int) or not model.knows(classes)):
+        raise ValueError(
+            f"{where} has {own} classes, the data {count}; data with fewer of them needs the names "
+            f"that the model gives them"
+        )
+    return model
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -277,8 +137,8 @@ def save_weights(
     """Write a model to be loaded again by `load_model`.
 
     A network becomes a safetensors file with `about` in its metadata; a transformers model,
-    zero-shot CLIP included, the folder that transformers reads (CLIP also a safetensors file, if
-    the path ends so).
+    zero-shot CLIP included, the folder that transformers reads, with its image processor and with
+    `about` in `erasure.json` (the embedded CLIP also a safetensors file, if the path ends so).
 
     Raises:
         ValueError: If the model is no weights alone, as a mask is.
@@ -286,12 +146,12 @@ def save_weights(
     if hasattr(model, "gone"):
         raise ValueError("mask changes no weight: there is nothing to write")
     with atomic_path(path, force=force) as draft:
-        if isinstance(model, Logits):
-            model.network.save_pretrained(draft)
-        elif isinstance(model, ZeroShot) and path.suffix != ".safetensors":
-            clip, tokenizer = model.whole
-            clip.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+        if isinstance(model, Logits) or (
+            isinstance(model, ZeroShot) and path.suffix != ".safetensors"
+        ):
+            model.save(draft)
+            told = json.dumps(about, indent=1, sort_keys=True) + "\n"
+            (draft / PROVENANCE).write_text(told, encoding="utf-8")
         else:
             state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
             write_tensors(draft, state, {"erase-sd": json.dumps(about, sort_keys=True)})

@@ -32,7 +32,6 @@ class VisionMethod:
         source: Paper.
         retained: Whether it reads retained samples ("samples"), their moments, which a cache
             replaces ("moments"), or nothing of them ("nothing").
-        validation: Whether single samples need unseen ones beside them, to know when to stop.
     """
 
     where: str
@@ -172,7 +171,7 @@ METHODS: dict[str, VisionMethod] = {
         "samples",
     ),
     "ntk": _entry(
-        "influence:ntk",
+        "ntk:ntk",
         "gradient",
         "difference of two linearised models, its scale by line search",
         "arXiv 2003.02960",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from erase_sd.models.files import atomic_path
 from erase_sd.vision.layers import evaluating, place
-from erase_sd.vision.samples import Pictures, Samples
+from erase_sd.vision.samples import Pictures, Samples, at_once, augmented, portions
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -158,16 +158,16 @@ def train(
     per_epoch = math.ceil(len(samples) / recipe.batch)
     total = max(1, recipe.epochs * per_epoch)
     done = start * per_epoch
+    most = at_once(samples.x, recipe.batch + 1)  # what `batches` may give
     bar = tqdm(total=total, initial=done, desc=loop.desc, unit="step", delay=2, leave=False)
+    value = _valuing(model, samples, recipe, loss, generator)
     for epoch in range(start, recipe.epochs):
         model.train(loop.train_mode)
         labels = samples.y if loop.relabel is None else loop.relabel(epoch)
         for index in batches(len(samples), recipe.batch, generator):
-            _set_rate(optimizer, recipe.rate(done / total))
-            picked = samples.x[index]
-            x = on(model, augmented(picked, generator) if recipe.augment else picked)
-            value = _finite(loss(model(x), on(model, labels[index]), x), recipe)
-            _step(optimizer, value, loop)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(done / total)
+            _step(optimizer, portions(index, most), labels, value, loop)
             done += 1
             bar.update()
         if loop.resume is not None:
@@ -180,17 +180,34 @@ def train(
     return model.eval()
 
 
-def _step(optimizer: torch.optim.Optimizer, value: Tensor, loop: Loop) -> None:
+def _valuing(
+    model: nn.Module, samples: Samples, recipe: Recipe, loss: Loss, generator: torch.Generator
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss at some positions of the samples, for these labels of theirs."""
+
+    def value(part: Tensor, y: Tensor) -> Tensor:
+        picked = samples.x[part]
+        x = on(model, augmented(picked, generator) if recipe.augment else picked)
+        return _finite(loss(model(x), on(model, y), x), recipe)
+
+    return value
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Tensor],
+    labels: Tensor,
+    value: Callable[[Tensor, Tensor], Tensor],
+    loop: Loop,
+) -> None:
+    """One step down the mean over a batch, in one part unless the inputs are large."""
+    whole = sum(len(part) for part in parts)
     optimizer.zero_grad(set_to_none=True)
-    value.backward()
+    for part in parts:
+        (value(part, labels[part]) * (len(part) / whole)).backward()
     optimizer.step()
     if loop.after_step is not None:
         loop.after_step(optimizer)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def _finite(value: Tensor, recipe: Recipe) -> Tensor:
@@ -239,20 +256,6 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
         start = stop
 
 
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Crops of images padded by 4, and flips."""
-    n, _, h, w = x.shape
-    padded = F.pad(x, (4, 4, 4, 4))
-    shift = torch.randint(0, 9, (n, 2), generator=generator)
-    flip = torch.rand(n, generator=generator) < 0.5
-    rows = shift[:, 0, None] + torch.arange(h)
-    order = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    columns = order + shift[:, 1, None]
-    picked = torch.arange(n)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
-
-
 def moving_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All that want a gradient."""
     return [p for p in model.parameters() if p.requires_grad]
@@ -265,10 +268,11 @@ def on(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, x: Tensor | Pictures, *, batch: int = 512) -> Tensor:
+def logits(model: nn.Module, x: Tensor | Pictures) -> Tensor:
     """`(n, classes)` float32 on the CPU, in evaluation mode."""
     with evaluating(model):
-        parts = [model(on(model, part)).float().cpu() for part in x.split(batch)]
+        split = x.split(at_once(x, 512))
+        parts = [model(on(model, part)).float().cpu() for part in split]
     return torch.cat(parts) if parts else torch.zeros(0, 1)
 
 
@@ -279,7 +283,7 @@ def accuracy(model: nn.Module, samples: Samples) -> float:
     return 100 * float((logits(model, samples.x).argmax(1) == samples.y).float().mean())
 
 
-def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Tensor]:
+def gradient(model: nn.Module, samples: Samples) -> list[Tensor]:
     """Gradient of the mean cross entropy over samples, in evaluation mode.
 
     One tensor for each parameter.
@@ -287,9 +291,10 @@ def gradient(model: nn.Module, samples: Samples, *, batch: int = 256) -> list[Te
     moving = moving_parameters(model)
     total = [torch.zeros_like(p) for p in moving]
     with evaluating(model), torch.enable_grad():
-        for index in torch.split(torch.arange(len(samples)), batch):
+        for index in torch.split(torch.arange(len(samples)), at_once(samples.x, 256)):
             out = model(on(model, samples.x[index])).float()
             loss = F.cross_entropy(out, on(model, samples.y[index]), reduction="sum")
-            for t, g in zip(total, torch.autograd.grad(loss, moving), strict=True):
+            found = torch.autograd.grad(loss, moving, allow_unused=True, materialize_grads=True)
+            for t, g in zip(total, found, strict=True):
                 t += g / len(samples)
     return total

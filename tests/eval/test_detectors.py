@@ -5,7 +5,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from erase_sd.emoji.clip import load_clip
 from erase_sd.emoji.judge import EmojiJudge
 from erase_sd.emoji.render import render
 from erase_sd.emoji.scenes import Scene
@@ -71,6 +73,25 @@ def test_imagenets_labels_hold_several_names(tmp_path):
     assert classifier.vocabulary == {"tench", "Tinca tinca", "French horn", "horn"}
     (seen,) = classifier([Image.new("RGB", (32, 32))])
     assert seen["labels"] in (["tench", "Tinca tinca"], ["French horn", "horn"])
+    without(tmp_path, "classifier.1.weight")
+    with pytest.raises(ValueError, match="lacks 1 weights .* such as classifier.1.weight"):
+        ImageClassifier(str(tmp_path))
+
+
+def without(folder, name):
+    """Take a tensor out of a folder's file."""
+    state = load_file(folder / "model.safetensors")
+    del state[name]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_clip_that_is_not_whole_measures_nothing(tmp_path):
+    clip, tokenizer = load_clip()
+    clip.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    without(tmp_path, "visual_projection.weight")
+    with pytest.raises(ValueError, match="lacks 1 weights .* such as visual_projection.weight"):
+        clip_embedder(str(tmp_path))
 
 
 def test_lpips_without_its_backbone_says_so(monkeypatch):

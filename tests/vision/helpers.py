@@ -1,5 +1,6 @@
 """What several test files of this folder use."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -29,3 +30,7 @@ def grads(model, value):
 def descended(model, gradients, lr=0.1):
     """One step of SGD with the common weight decay."""
     return [p - lr * (d + 5e-4 * p) for p, d in zip(model.parameters(), gradients, strict=True)]
+
+
+def grey(value, size=8):
+    return np.full((size, size, 3), value, np.uint8)

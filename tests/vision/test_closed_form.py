@@ -118,6 +118,12 @@ def test_a_cache_of_the_training_set_stands_for_what_is_retained(trained, task, 
         unlearn(trained, task, "unlink", cache=cache)
 
 
+def test_least_squares_takes_all_directions(trained, task):
+    assert unlearn(trained, task, variant="lsq").options["rank"] is None
+    with pytest.raises(ValueError, match="expected no rank, got 2"):
+        unlearn(trained, task, variant="lsq", rank=2)
+
+
 def test_half_precision(trained, task):
     new = unlearn(copy.deepcopy(trained).bfloat16(), task).model
     assert new[5].weight.dtype == torch.bfloat16 and accuracy(new, task.forget) < 15

@@ -44,7 +44,7 @@ def test_unlearn_measures_and_writes(tmp_path, capsys):
     assert "brought back by relearning" in lines and f"wrote {out}" in lines
 
 
-def test_two_deletions_from_one_cache(tmp_path, capsys):
+def test_three_deletions_from_one_cache(tmp_path, capsys):
     """The reduced cache serves the model that was written.
 
     The first one does not, and says which would.
@@ -72,12 +72,20 @@ def test_two_deletions_from_one_cache(tmp_path, capsys):
     assert (
         "belongs to another model" in capsys.readouterr().err and whole.stat().st_mtime_ns == made
     )
-    assert main([*again, "--cache", str(left)]) == 0
+    less = tmp_path / "less.safetensors"
+    assert main([*again, "--cache", str(left), "--cache-out", str(less)]) == 0
     report = told(capsys)
     assert report["after"]["UA"] >= 90 and report["after"]["TA"] > 70
+    third = ["--model", f"mlp:{second}", "--forget", "class:0", "--out", str(tmp_path / "3")]
+    assert main([*words, *third, "--cache", str(less)]) == 2
+    assert "expected --out FILE.safetensors" in capsys.readouterr().err
+    third[-1] += ".safetensors"
+    assert main([*words, *third, "--cache", str(less)]) == 0
+    assert told(capsys)["after"]["UA"] >= 90
     x, y = load_data("digits").test_x, load_data("digits").test_y
-    taken = logits(load_model(f"mlp:{second}", 10, 1), x).argmax(1)
-    assert (taken[y == 3] == 3).float().mean() < 0.3 and (taken[y == 5] == 5).float().mean() < 0.3
+    taken = logits(load_model(f"mlp:{third[-1]}", 10, 1), x).argmax(1)
+    known = [float((taken[y == c] == c).float().mean()) for c in range(10)]
+    assert max(known[c] for c in (0, 3, 5)) < 0.3 and sum(known) > 4.5
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,15 @@ def test_two_deletions_from_one_cache(tmp_path, capsys):
             "rl takes no cache",
         ),
         (["unlearn", *FAST, "--forget", "class:3", "--cache-out", "c"], "give both"),
+        (["unlearn", *FAST, "--forget", "class:3", "--size", "9"], "expected no size"),
+        (
+            ["unlearn", "--model", "mlp:f", "--epochs", "3", "--forget", "class:3"],
+            "--epochs is of --train",
+        ),
+        (
+            ["unlearn", "--model", "clip:f", "--forget", "class:3", "--out", "x.safetensors"],
+            "written as a folder",
+        ),
         (
             ["unlearn", *FAST, "--forget", "class:3", "--method", "mask", "--out", "m"],
             "nothing to write",
@@ -152,22 +169,23 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_a_transformers_folder_on_an_image_folder(images, tmp_path, capsys):
-    """The sizes and constants of its preprocessor are taken, and the written folder loads again."""
-    from transformers import ViTConfig, ViTForImageClassification
+def tiny_vit(**more):
+    """Of 24 x 24 images, two classes that are named as the folders are."""
+    from transformers import ViTConfig
 
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=24,
-        patch_size=8,
-        num_labels=2,
-    )
-    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 32, "image_size": 24, "patch_size": 8}
+    return ViTConfig(**shape, **({"id2label": {0: "cat", 1: "dog"}} | more))
+
+
+def test_a_transformers_folder_on_an_image_folder(images, tmp_path, capsys):
+    """The sizes and constants of its preprocessor are taken, and the written folder loads again."""
+    from transformers import ViTForImageClassification
+
+    ViTForImageClassification(tiny_vit()).save_pretrained(tmp_path / "vit")
     preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
         "size": {"height": 24, "width": 24},
@@ -184,8 +202,39 @@ def test_a_transformers_folder_on_an_image_folder(images, tmp_path, capsys):
         "class:cat",
     ]
     assert main([*argv, "--out", str(tmp_path / "new"), "--json"]) == 0
-    assert told(capsys)["options"]["rank"] == 1
-    assert load_model(str(tmp_path / "new"), 2) is not None
+    found = capsys.readouterr()
+    assert json.loads(found.out)["options"]["rank"] == 1 and "note:" not in found.err
+    written = json.loads((tmp_path / "new" / "erasure.json").read_text())
+    assert written["forget"] == "class:cat" and written["options"]["epsilon"] == 0.1
+    argv[3] = str(tmp_path / "new")  # with its image processor: nothing to note
+    assert main([*argv, "--method", "unlink", "--json"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    (tmp_path / "new" / "preprocessor_config.json").unlink()
+    assert main([*argv, "--size", "24", "--json"]) == 0
+    assert "has no preprocessor_config.json; images are normalised" in capsys.readouterr().err
+
+
+def test_the_models_order_of_classes_is_taken(images, tmp_path, capsys):
+    """Three classes, two of them in the data: the answer is right where the model's number is."""
+    from transformers import ViTForImageClassification, ViTImageProcessor
+
+    network = ViTForImageClassification(tiny_vit(id2label={0: "dog", 1: "cow", 2: "Cat"}))
+    with torch.no_grad():  # whatever it sees, it says cat
+        network.classifier.weight.zero_()
+        network.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    network.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "vit")
+    argv = ["vision", "unlearn", "--model", str(tmp_path / "vit"), "--data", str(images), "--json"]
+    assert main([*argv, "--forget", "class:Cat"]) == 0
+    before = told(capsys)["before"]
+    assert before["UA"] == 0 and before["RA"] == 0
+    assert main([*argv, "--forget", "class:2"]) == 0
+    assert told(capsys)["before"] == before
+    (tmp_path / "names.txt").write_text("cow\ndog\n")
+    assert main([*argv, "--forget", "class:1", "--classes-file", str(tmp_path / "names.txt")]) == 0
+    (tmp_path / "names.txt").write_text("pig\ndog\n")
+    assert main([*argv, "--forget", "class:1", "--classes-file", str(tmp_path / "names.txt")]) == 2
+    assert "has 3 classes, the data 2" in capsys.readouterr().err
 
 
 def test_zero_shot_clip_on_an_image_folder(images, tmp_path, capsys):

@@ -1,86 +1,15 @@
 """Data and samples: what is read, how it is normalised, how much of it is in memory."""
 
-import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from erase_sd.vision import Data, Pictures, Samples, Task, load_data, make_task
-from erase_sd.vision.data import HUB, Form
-
-
-def grey(value, size=8):
-    return np.full((size, size, 3), value, np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("name", "mean", "std"),
-    [
-        ("cifar100", 0.5071, 0.2673),
-        ("cifar20", 0.5071, 0.2673),
-        ("cifar10", 0.485, 0.229),
-        ("mine", 0.5, 0.5),
-        ("oxford-pets", 0.48145466, 0.26862954),
-        ("imagenette", 0.485, 0.229),
-    ],
-)
-def test_every_data_set_has_its_own_constants(name, mean, std):
-    x = Form().pictures(np.stack([grey(0, 2)]), name)
-    assert float(x[0, 0, 0, 0]) == pytest.approx(-mean / std)
-
-
-def test_a_models_own_constants_go_before_those_of_the_data():
-    x = Form(statistics=((0.0,) * 3, (0.1,) * 3)).pictures(np.stack([grey(255, 2)]), "cifar10")
-    assert float(x[0, 0, 0, 0]) == pytest.approx(10)
-
-
-class TestPictures:
-    def make(self, count=7):
-        return Pictures(list(range(count)), lambda i: grey(10 * i), 4)
-
-    def test_a_batch_is_decoded_when_it_is_asked_for(self):
-        asked = []
-        pictures = Pictures(list(range(1000)), lambda i: asked.append(i) or grey(i % 256), 4)
-        batch = pictures[torch.tensor([3, 5])]
-        assert asked == [3, 5] and batch.shape == (2, 3, 4, 4)
-        torch.testing.assert_close(batch[0, 0, 0, 0], torch.tensor(3 / 255 * 2 - 1))
-        assert len(pictures.take(torch.arange(1000) > 990)) == 9 and asked == [3, 5]
-
-    def test_they_answer_as_a_tensor_does(self):
-        pictures = self.make()
-        whole = torch.cat(list(pictures.split(3)))
-        assert torch.equal(whole[torch.tensor([6, 1])], pictures[torch.tensor([6, 1])])
-        both = Samples(pictures, torch.arange(7)).joined(Samples(pictures, torch.arange(7)))
-        assert torch.equal(both[torch.tensor([8])].x[torch.tensor([0])], whole[1:2])
-        with pytest.raises(ValueError, match="inputs of one kind"):
-            Samples(pictures, torch.arange(7)).joined(Samples(whole, torch.arange(7)))
-        with pytest.raises(IndexError, match="below 7"):
-            pictures[torch.tensor([7])]
-
-    def test_sizes_that_differ_are_told(self):
-        pictures = Pictures([4, 8], lambda i: grey(0, i))
-        with pytest.raises(ValueError, match="differ in size; give --size"):
-            list(pictures.split(2))
-
-    def test_large_images_stay_bytes(self):
-        """800 images of 224 x 224 as float32 would be 480 MB; the process stays far below it."""
-        script = (
-            "import resource, numpy as np, torch\n"
-            "from erase_sd.vision.data import Form\n"
-            "x = Form(224).pictures(np.zeros((800, 32, 32, 3), np.uint8), 'mine')\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "assert sum(len(part) for part in x.split(50)) == 800\n"
-            "grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024\n"
-            "assert grown < 250, grown\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+from erase_sd.vision import Data, Samples, Task, load_data, make_task
+from erase_sd.vision.hub import HUB
+from tests.vision.helpers import grey
 
 
 def write_folder(root, classes=("a", "b"), count=3, size=8):
@@ -90,6 +19,38 @@ def write_folder(root, classes=("a", "b"), count=3, size=8):
             for n in range(count):
                 Image.fromarray(grey(60 * i + n, size)).save(root / split / c / f"{n}.png")
     return root
+
+
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    """A data set in files as the Hub has them: parquet by split, columns described in the card."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["cat", "dog"]),
+        coarse=datasets.ClassLabel(names=["pet"]),
+    )
+    folder = tmp_path / "mine"
+    (folder / "data").mkdir(parents=True)
+    for split, count in (("train", 4), ("test", 2)):
+        rows = {
+            "image": [Image.fromarray(grey(31 * i)) for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+            "coarse": [0] * count,
+        }
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    files = [f"  - split: {s}\n    path: data/{s}-*" for s in ("train", "test")]
+    card = ["---", "configs:", "- config_name: default", "  data_files:", *files, "---", "# mine"]
+    (folder / "README.md").write_text("\n".join(card) + "\n")
+    return folder
+
+
+def asked_pixels(data):
+    """Whether any source of the training images is a picture already."""
+    return any(isinstance(s, np.ndarray | Image.Image) for s in data.train_x.sources)
 
 
 class TestLoading:
@@ -138,34 +99,44 @@ class TestLoading:
             with pytest.raises(ValueError, match=r"no data|cannot read|holds no"):
                 load_data(where)
 
-    @pytest.mark.parametrize("name", HUB)
-    def test_the_hub_as_datasets_gives_it(self, name, monkeypatch):
-        """Columns, splits and class names as `datasets` returns them for the real ones."""
-        about = HUB[name]
-        asked = []
+    def test_a_folder_of_parquet_as_the_hub_has_it(self, hub_folder):
+        data = load_data(str(hub_folder), size=4)
+        assert data.classes == ("cat", "dog") and data.name == "mine"
+        assert len(data.train_x) == 4 and len(data.test_x) == 2
+        assert data.train_y.tolist() == [0, 1, 0, 1]
+        assert not asked_pixels(data)  # bytes until a batch is asked for
+        x = data.train_x[torch.tensor([3])]
+        assert x.shape == (1, 3, 4, 4) and float(x[0, 0, 0, 0]) == pytest.approx(93 / 255 * 2 - 1)
+        task = make_task(data, "class:dog")
+        both = task.forget.joined(task.retain)
+        torch.testing.assert_close(both.x[torch.tensor([1])], x)
 
-        class Rows(dict):
-            features = {
-                k: types.SimpleNamespace(names=["x", "y"])
-                for k in (about["label"], about.get("fine", "-"))
-            }
+    def test_names_on_the_hub_stand_for_columns_and_configurations(self, hub_folder, monkeypatch):
+        """Superclasses with finer names, in the layout that CIFAR-100 has there."""
+        monkeypatch.setitem(HUB["cifar20"], "id", str(hub_folder))
+        monkeypatch.setitem(HUB["cifar20"], "label", "coarse")
+        monkeypatch.setitem(HUB["cifar20"], "fine", "label")
+        data = load_data("cifar20", size=4)
+        assert data.classes == ("pet",) and data.train_fine == ("cat", "dog", "cat", "dog")
+        mean, std = 0.5071, 0.2673
+        first = float(data.train_x[torch.tensor([0])][0, 0, 0, 0])
+        assert first == pytest.approx(-mean / std, abs=1e-4)
+        assert len(make_task(data, "subclass:dog").forget) == 2
+        chosen = load_data(f"{hub_folder}#coarse")
+        assert chosen.classes == ("pet",)
+        monkeypatch.setitem(HUB["cifar20"], "config", "none")
+        with pytest.raises(ValueError, match=r"cifar20 .* cannot be had here"):
+            load_data("cifar20")
 
-        def split(value):
-            picture = Image.fromarray(grey(value))
-            rows = {about["image"]: [picture, picture], about["label"]: [0, 1]}
-            return Rows(rows | ({about["fine"]: [1, 0]} if "fine" in about else {}))
-
-        def load_dataset(repository, config=None):
-            asked.append((repository, config))
-            return {"train": split(0), about.get("test", "test"): split(255)}
-
-        monkeypatch.setitem(
-            sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset)
-        )
-        data = load_data(name, size=4)
-        assert asked == [(about["id"], about.get("config"))] and data.classes == ("x", "y")
-        assert data.test_x[torch.tensor([0])].shape == (1, 3, 4, 4)
-        assert data.train_fine == (("y", "x") if "fine" in about else None)
+    def test_what_the_hubs_tables_lack(self, hub_folder):
+        with pytest.raises(ValueError, match="expected a column of labels, .* label, coarse"):
+            load_data(f"{hub_folder}#none")
+        (hub_folder / "data" / "test-00000-of-00001.parquet").unlink()
+        (hub_folder / "README.md").unlink()
+        with pytest.raises(ValueError, match="expected a split train and one of test"):
+            load_data(str(hub_folder))
+        with pytest.raises(ValueError, match="owner/none .* cannot be had here"):
+            load_data("owner/none")
 
     def test_the_hub_without_its_library_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from erase_sd.vision import METHODS, build, make_task, unlearn
 from erase_sd.vision.methods.relabel import saliency
 from erase_sd.vision.methods.retrain import reset
-from erase_sd.vision.models import Logits
+from erase_sd.vision.pretrained import Logits
 from erase_sd.vision.train import logits
 from tests.vision.helpers import close, descended, flat, grads, loss, same
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from erase_sd.vision import Task, make_task, measure, unlearn
-from erase_sd.vision.models import Logits
+from erase_sd.vision.methods.influence import twice_differentiable
+from erase_sd.vision.pretrained import Logits
 from erase_sd.vision.train import accuracy, logits
 from tests.vision.helpers import flat, grads, loss
 
@@ -147,3 +148,61 @@ def test_attention_has_second_and_forward_derivatives(method, kind, vit, picture
     assert torch.isfinite(logits(new, x)).all() and not torch.equal(
         logits(new, x), logits(model, x)
     )
+
+
+class Once(torch.autograd.Function):
+    """A square that can be differentiated once, as fused kernels are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+
+class Fused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, x):
+        return Once.apply(self.head(x.flatten(1)))
+
+
+@pytest.mark.parametrize("method", ["ntk", "second-order"])
+def test_a_network_without_such_derivatives_is_refused_by_name(method, pictures_task):
+    model = Fused()
+    unlearn(model, pictures_task, "first-order")
+    with pytest.raises(ValueError, match="expected a network with second and forward derivatives"):
+        unlearn(model, pictures_task, method)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="mine"), twice_differentiable():
+        raise RuntimeError("mine")
+
+
+class Spare(nn.Module):
+    """Holds a layer that its answers do not need."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.head = nn.Linear(4, 4), nn.Linear(192, 3)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("method", ["iu", "ntk", "first-order", "second-order", "ssd", "salun"])
+def test_what_a_network_does_not_use_stays(method, pictures_task):
+    torch.manual_seed(0)
+    model = Spare()
+    options = {"ntk": {"scale": 3.0}, "ssd": {"alpha": 1.0}, "salun": {"epochs": 1}}
+    new = unlearn(model, pictures_task, method, **options.get(method, {})).model
+    assert torch.equal(new.unused.weight, model.unused.weight)
+    assert not torch.equal(new.head.weight, model.head.weight)

@@ -13,7 +13,7 @@ from erase_sd.algebra.problem import Problem
 from erase_sd.vision import unlearn
 from erase_sd.vision.features import collect
 from erase_sd.vision.layers import Layer, edited, in_order, layers
-from erase_sd.vision.models import Logits
+from erase_sd.vision.pretrained import Logits
 from erase_sd.vision.train import logits
 from tests.vision.helpers import same
 

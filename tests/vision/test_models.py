@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from erase_sd.vision import Samples, build, load_model, make_task, measure, unlearn
-from erase_sd.vision.models import Logits, ZeroShot, expected, load_weights, save_weights, whole
+from erase_sd.models.whole import whole
+from erase_sd.vision import Data, Samples, build, load_model, make_task, measure, unlearn
+from erase_sd.vision.models import load_weights, save_weights
 from erase_sd.vision.networks import ARCHITECTURES
+from erase_sd.vision.pretrained import Logits, ZeroShot, processor_of
 from erase_sd.vision.train import accuracy, logits
 from tests.vision.helpers import same
 
@@ -143,16 +145,39 @@ class TestTransformersFolders:
         save_weights(model, tmp_path / "out", {})
         assert same(load_model(str(tmp_path / "out"), 3), model)
 
-    def test_what_its_preprocessor_expects(self, vit, tmp_path):
+    def test_its_image_processor_is_found_and_written_with_it(self, vit, tmp_path):
         where = self.folder(vit, tmp_path)
-        assert expected(where) == (None, None) == expected("resnet20:x.safetensors")
+        assert processor_of(where) is None is load_model(where, 3).processor
         told = {
+            "image_processor_type": "ViTImageProcessor",
             "image_mean": [0.1, 0.2, 0.3],
             "image_std": [0.4, 0.5, 0.6],
             "size": {"height": 24, "width": 24},
         }
-        (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(told))
-        assert expected(where) == (((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), 24)
+        path = tmp_path / "vit" / "preprocessor_config.json"
+        path.write_text(json.dumps(told))
+        save_weights(load_model(where, 3), tmp_path / "out", {"forget": "class:1"})
+        again = processor_of(str(tmp_path / "out"))
+        assert list(again.image_mean) == [0.1, 0.2, 0.3] and again.size["height"] == 24
+        assert json.loads((tmp_path / "out" / "erasure.json").read_text()) == {"forget": "class:1"}
+        path.write_text(json.dumps({"image_processor_type": "NoSuch"}))
+        with pytest.raises(ValueError, match="cannot use the image processor"):
+            load_model(where, 3)
+
+    def test_data_takes_the_numbers_that_a_model_gives_to_its_classes(self, vit, tmp_path):
+        """Folders come in the order of the alphabet; a model has an order of its own, and more."""
+        vit.config.id2label = {0: "Dog", 1: "cow", 2: "cat"}
+        model = load_model(self.folder(vit, tmp_path), ("cat", "dog"))
+        x, y = torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
+        data = Data("two", x, y, x, y.flip(0), ("cat", "dog"))
+        mine = data.numbered_as(model.labels)
+        assert mine.train_y.tolist() == [2, 0] and mine.test_y.tolist() == [0, 2]
+        assert mine.classes == ("Dog", "cow", "cat")
+        assert int(make_task(mine, "class:cat").forget.y) == 2
+        with pytest.raises(ValueError, match="got 'fox'; it has Dog, cow, cat"):
+            replace(data, classes=("cat", "fox")).numbered_as(model.labels)
+        with pytest.raises(ValueError, match="has 3 classes, the data 2"):
+            load_model(str(tmp_path / "vit"), ("cat", "fox"))
 
     def test_swin(self, pictures_task):
         from transformers import SwinConfig, SwinForImageClassification

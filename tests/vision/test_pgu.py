@@ -60,7 +60,11 @@ def test_it_forgets_a_class_to_chance_and_reads_nothing_retained(trained, task, 
     """From the cache alone: what the task retains is noise."""
     noise = Samples(torch.randn(4, 1, 8, 8), task.retain.y[:4])
     blind = Task(task.forget, noise, task.test, task.test_forget, task.classes, 10, "blind")
-    new = unlearn(trained, blind, "pgu", cache=whole).model
+    result = unlearn(trained, blind, "pgu", cache=whole)
+    new = result.model
+    kept = remaining(trained, task, whole).spaces(0.9, "sigma2")
+    told = {n: f"{M.shape[1]}/{len(M)}" for n, (M,) in kept.items()}
+    assert result.options["protected"] == told and told["1"].endswith("/64")
     after = measure(new, task)
     assert after["UA"] >= 90 and after["RA"] > 90
     want = unlearn(trained, task, "pgu").model

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from erase_sd.vision import Recipe, Samples, build
-from erase_sd.vision.train import Loop, augmented, train
+from erase_sd.vision.samples import augmented
+from erase_sd.vision.train import Loop, train
 from tests.vision.helpers import same
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from erase_sd.vision.cache import Run
 from erase_sd.vision.layers import evaluating, layers
 from erase_sd.vision.methods.relabel import common
-from erase_sd.vision.samples import Samples
+from erase_sd.vision.samples import Samples, at_once
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import logits, on, train
 
@@ -92,7 +92,7 @@ def nearest(model: nn.Module, samples: Samples, bound: float) -> Tensor:
     )
     near = []
     with evaluating(model):
-        for index in torch.split(torch.arange(len(samples)), 256):
+        for index in torch.split(torch.arange(len(samples)), at_once(samples.x, 256)):
             x = on(model, samples.x[index]).requires_grad_(True)
             loss = F.cross_entropy(model(x).float(), on(model, samples.y[index]))
             (g,) = torch.autograd.grad(loss, x)

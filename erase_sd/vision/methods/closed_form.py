@@ -78,9 +78,17 @@ def edit_layers(
 
 
 def solved(solve: Solve, forget: SecondMoment, retain: SecondMoment) -> LowRankEdit:
-    """An edit, or none where the layer reads nothing but zeros on the forget samples."""
-    if float(forget.gram.trace()) <= 0:
+    """An edit, or none where the layer reads nothing but zeros on the forget samples.
+
+    Where it reads nothing on the retained ones alone, every direction is free: their moment is
+    taken as the identity's, as small as the forget samples' rounding.
+    """
+    energy = float(forget.gram.trace())
+    if energy <= 0:
         return LowRankEdit.identity(forget.width)
+    if retain.count and float(retain.gram.trace()) <= 1e-12 * energy:
+        free = torch.eye(retain.width, dtype=torch.float64) * (1e-12 * energy)
+        retain = SecondMoment(free, retain.total, retain.count)
     return solve(Problem(forget, retain))
 
 
@@ -179,8 +187,13 @@ def rayleigh(model: nn.Module, task: Task, options: Rayleigh, run: Run) -> nn.Mo
     """The consistent Rayleigh edit `W (I − C U D Uᵀ)`, see `erase_sd.algebra.methods.rayleigh`.
 
     Source: Unlearn in a Blink, Eq. 12-15, corrected.
+
+    Raises:
+        ValueError: If a rank is asked of the variant that takes all directions.
     """
-    rank = directions(options.rank, task, run)
+    if options.variant == "lsq" and options.rank is not None:
+        raise ValueError(f"lsq takes all directions: expected no rank, got {options.rank}")
+    rank = None if options.variant == "lsq" else directions(options.rank, task, run)
     epsilon = options.epsilon
     if epsilon is None:
         epsilon = 1.0 if len(task.forget) == 1 else 0.1

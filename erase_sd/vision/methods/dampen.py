@@ -73,7 +73,9 @@ class JiT:
 def jit(model: nn.Module, task: Task, options: JiT, run: Run) -> nn.Module:
     """Just in time: make the function smooth around forget samples. Source: arXiv 2402.01401.
 
-    Minimises the mean of `‖f(x) − sg f(x + e)‖ / ‖e‖` over Gaussian draws `e`.
+    Minimises the mean of `‖f(x) − sg f(x + e)‖ / ‖e‖` over Gaussian draws `e`. The source's code
+    sums over the batch where this takes the mean, has no momentum, and clamps `x + e` to the
+    batch's range: its learning rates are not these.
     """
     new = copy.deepcopy(model)
     generator = run.generator()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from erase_sd.vision.cache import Cache, Run
 from erase_sd.vision.features import collect
 from erase_sd.vision.layers import Layer, evaluating, layers
-from erase_sd.vision.samples import Samples
+from erase_sd.vision.samples import Samples, at_once, portions
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import accuracy, batches, on
 
@@ -204,6 +204,7 @@ def _descend(
     else:
         left = remaining(model, task, run.cache)
     spaces = left.spaces(options.gamma, options.criterion)
+    run.chose(protected=protected(spaces))
     projected = Projected(new, spaces)
     inner: list[nn.Parameter] = []
     if last is not None:
@@ -227,6 +228,21 @@ def _descend(
     return new
 
 
+def protected(spaces: dict[str, list[Tensor]]) -> dict[str, str]:
+    """How many directions of each layer may not be touched, of how many: `k/d`.
+
+    Where nearly all are taken nothing can be forgotten.
+
+    >>> protected({"head": [torch.zeros(64, 12)]})
+    {'head': '12/64'}
+    """
+    found = {}
+    for name, groups in spaces.items():
+        taken, whole = sum(M.shape[1] for M in groups), sum(len(M) for M in groups)
+        found[name] = f"{taken}/{whole}"
+    return found
+
+
 def _step(
     model: nn.Module,
     part: Samples,
@@ -238,11 +254,13 @@ def _step(
     """One projected step on some samples; what recombines the last layer moves a tenth as fast."""
     moving = projected.parameters
     wanted = [*moving, *inner]
-    out = model(on(model, part.x[torch.arange(len(part))]))
-    gradients = torch.autograd.grad(loss(out, on(model, part.y)), wanted, allow_unused=True)
-    steps = [
-        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, wanted, strict=True)
-    ]
+    steps = [torch.zeros_like(p) for p in wanted]
+    for index in portions(torch.arange(len(part)), at_once(part.x, len(part))):
+        value = loss(model(on(model, part.x[index])), on(model, part.y[index]))
+        found = torch.autograd.grad(value, wanted, allow_unused=True)
+        for t, g in zip(steps, found, strict=True):
+            if g is not None:
+                t += g * (len(index) / len(part))
     with torch.no_grad():
         for p, g in zip(moving, projected.project(steps[: len(moving)]), strict=True):
             p.sub_(rate * g)

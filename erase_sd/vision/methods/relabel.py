@@ -141,11 +141,13 @@ def l1_sparse(model: nn.Module, task: Task, options: Sparse, run: Run) -> nn.Mod
     steps = max(1, -(-len(task.retain) // recipe.batch))
     done = [0]
 
+    def count(optimizer: Any) -> None:
+        done[0] += 1
+
     def loss(out: Tensor, y: Tensor, x: Tensor) -> Tensor:
         epoch = done[0] // steps
-        done[0] += 1
         weight = options.gamma * (1 - epoch / options.epochs)
         penalty = torch.stack([p.abs().sum() for p in moving_parameters(new)]).sum()
         return cross_entropy(out, y, x) + weight * penalty
 
-    return train(new, task.retain, recipe, loss, seed=run.seed)
+    return train(new, task.retain, recipe, loss, seed=run.seed, loop=Loop(after_step=count))

@@ -14,7 +14,7 @@ from torch import nn
 from erase_sd.vision.cache import Run
 from erase_sd.vision.layers import in_order
 from erase_sd.vision.methods.relabel import common
-from erase_sd.vision.models import Logits, ZeroShot
+from erase_sd.vision.pretrained import Logits, ZeroShot
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import Loop, Recipe, train
 
@@ -63,10 +63,13 @@ def reset(model: nn.Module, names: Sequence[str] | None = None, *, seed: int = 0
             if names is not None and name not in names:
                 continue
             if any(True for _ in module.parameters(recurse=False)):
-                if not hasattr(module, "reset_parameters"):
+                again = getattr(module, "reset_parameters", None)
+                if isinstance(module, nn.MultiheadAttention):
+                    again = module._reset_parameters
+                if again is None:
                     kind = type(module).__name__
                     raise ValueError(f"{name} ({kind}) cannot reset its parameters")
-                module.reset_parameters()
+                again()
     return new
 
 

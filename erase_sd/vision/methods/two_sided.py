@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from erase_sd.vision.cache import Run
 from erase_sd.vision.layers import Layer, evaluating, in_order, layers, place, watching
-from erase_sd.vision.samples import Samples
+from erase_sd.vision.samples import Samples, at_once
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import logits
+
+FEWEST = 100  # samples that are read at least, if there are so many
 
 
 @dataclass(frozen=True)
@@ -126,24 +128,40 @@ def change(W: Tensor, kept: Rows, gone: Rows, options: TwoSided) -> Tensor:
 def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[Rows]:
     """For each group of a layer what it reads on as many samples as give about `limit` rows.
 
-    At least 100.
+    At least 100 samples; where these give more than twice as many rows, evenly spaced places of
+    each, the same ones.
     """
     found: list[list[Tensor]] = [[] for _ in range(layer.groups)]
-    counts: list[int] = []
+    counts: list[int] = []  # rows of each batch, before places are left out
+    running: list[int] = []  # samples of each batch
 
     def see(layer: Layer, x: Tensor) -> None:
+        batch = running[-1]
+        if len(x) % batch or len(counts) == len(running):
+            raise ValueError(
+                f"{layer.name} does not read each sample once and one after another: expected "
+                f"layers without it"
+            )
+        places = layer.places(x) * (len(x) // batch)
+        kept = torch.arange(places)
+        if places * FEWEST > 2 * limit:  # the same ones in both sets
+            kept = torch.linspace(0, places - 1, max(1, 2 * limit // FEWEST)).long()
+        start = 0
         for chunk in layer.rows(x):
+            picked = torch.isin((start + torch.arange(len(chunk[0]))) % places, kept)
+            start += len(picked)
             for group, rows in zip(found, chunk, strict=True):
-                group.append(rows.float().cpu())
-        counts.append(sum(len(r) for r in found[0]))
+                group.append(rows.float().cpu()[picked])
+        counts.append(start)
 
     device, dtype = place(model)
-    used = 0
     with evaluating(model), watching([layer], see):
-        for index in torch.split(torch.arange(len(samples)), 100):
+        for index in torch.split(torch.arange(len(samples)), at_once(samples.x, FEWEST)):
+            running.append(len(index))
             model(samples.x[index].to(device, dtype))
-            used += len(index)
-            if counts[-1] >= limit:
+            if len(counts) < len(running):
+                raise ValueError(f"the layer {layer.name} does not run in a forward pass")
+            if sum(running) >= FEWEST and sum(counts) >= limit:
                 break
-    labels = samples.y[:used]
-    return [Rows(torch.cat(g).reshape(used, -1, layer.width), labels) for g in found]
+    labels = samples.y[: sum(running)]
+    return [Rows(torch.cat(g).reshape(len(labels), -1, layer.width), labels) for g in found]
