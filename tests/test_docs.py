@@ -1,13 +1,16 @@
 """What the pages say: links lead somewhere, commands parse, code runs, numbers are measured."""
 
 import argparse
+import importlib
 import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import erase_sd
 from erase_sd.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -120,3 +123,26 @@ def test_the_study_in_the_readme_is_the_study():
         published = data["numbers"][kind]
         literal = published.get("unlink (as published)", published["unlink"])["harmonic"]
         assert float(rows["Unlink as published"][i]) == round(literal, 3)
+
+
+def without_example(public, root):
+    """Names that occur in no example under a folder; examples are run as doctests."""
+    code = "\n".join(
+        line
+        for path in root.rglob("*.py")
+        for line in re.findall(r"^\s*(?:>>>|\.\.\.) (.*)$", path.read_text("utf-8"), re.M)
+    )
+    return [n for n in public if not re.search(rf"\b{n}\b", code)]
+
+
+def test_every_public_name_has_an_example():
+    packages = [p.name for p in pkgutil.walk_packages(erase_sd.__path__, "erase_sd.") if p.ispkg]
+    modules = [erase_sd, *map(importlib.import_module, packages)]
+    public = {n for m in modules for n in getattr(m, "__all__", ())} - {"__version__"}
+    assert len(public) > 40
+    assert not without_example(sorted(public), Path(erase_sd.__file__).parent)
+
+
+def test_a_missing_example_is_seen(tmp_path):
+    (tmp_path / "m.py").write_text('"""Of one.\n\n>>> shown(1)\n1\n"""\n')
+    assert without_example(["shown", "hidden", "show"], tmp_path) == ["hidden", "show"]

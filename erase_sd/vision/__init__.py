@@ -1,9 +1,16 @@
 """Unlearning in classifiers, vision transformers and CLIP, on the edits of concept erasure.
 
-from erase_sd.vision import load_data, load_model, make_task, measure, unlearn
-data = load_data("digits")
-task = make_task(data, "class:3")
-print(measure(unlearn(model, task, "rayleigh").model, task))
+>>> from erase_sd.vision import DEFAULT, METHODS, Cache, Data, Result, VisionMethod, build
+>>> from erase_sd.vision import load_data, make_task, measure, unlearn
+>>> data, model = load_data("digits"), build("mlp", 10, 1, seed=0)
+>>> isinstance(data, Data), isinstance(METHODS[DEFAULT], VisionMethod)
+(True, True)
+>>> task = make_task(data, "class:3")
+>>> done = unlearn(model, task, DEFAULT)
+>>> isinstance(done, Result), sorted(measure(done.model, task))
+(True, ['MIA', 'RA', 'TA', 'UA'])
+>>> len(Cache.of(model, task.retain).moments)  # a layer each
+3
 """
 
 from __future__ import annotations

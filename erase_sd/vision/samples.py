@@ -54,6 +54,9 @@ class Pictures:
         std: Of each channel, divided by.
         processor: A transformers image processor that does all of this in its own way instead:
             scaling, cropping, normalising.
+
+    >>> len(Pictures(np.zeros((2, 8, 8), np.uint8)))
+    2
     """
 
     sources: Sequence[Any] | np.ndarray
