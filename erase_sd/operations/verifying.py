@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase_sd.algebra.certificate import energy_share
+from erase_sd.algebra.certificate import energy_left
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import layers_text, printable
@@ -151,7 +151,7 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         if unknown:
             return Check("forget prompts fade", False, f"no layer {unknown.pop()} is read here")
         now = max(
-            energy_share(moments[encoder.layers.index(layer)].gram, concept.edit.matrix)
+            energy_left(moments[encoder.layers.index(layer)], concept.edit)
             for layer in told
         )
         if abs(now - stored) > 1e-3:

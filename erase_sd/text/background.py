@@ -168,7 +168,7 @@ def _read(path: Path, encoder: TextEncoder, prompts: list[str]) -> Background:
     data = load_file(path)
     moments = {
         stream: tuple(
-            SecondMoment(data[f"{k}.gram"], data[f"{k}.total"], float(data[f"{k}.count"]))
+            SecondMoment.summed(data[f"{k}.gram"], data[f"{k}.total"], float(data[f"{k}.count"]))
             for k in (f"{stream}.{i}" for i in range(len(layers)))
         )
         for stream, layers in encoder.no_moments().items()

@@ -49,9 +49,9 @@ def test_widths_must_agree():
 
 def test_a_relative_ridge_ignores_the_scale():
     rows = torch.randn(20, 4, dtype=torch.float64)
-    torch.testing.assert_close(
-        SecondMoment.of(10 * rows).ridged(0.1), 100 * SecondMoment.of(rows).ridged(0.1)
-    )
+    small, large = SecondMoment.of(rows), SecondMoment.of(10 * rows)
+    assert large.ridge(0.1) == pytest.approx(100 * small.ridge(0.1))
+    assert small.ridge(0.1) == pytest.approx(0.1 * float(small.matrix.trace()) / 4)
 
 
 def test_orthonormal_basis_holds_the_rows():

@@ -79,7 +79,7 @@ def edit_layers(
 
 def solved(solve: Solve, forget: SecondMoment, retain: SecondMoment) -> LowRankEdit:
     """An edit, or none where the layer reads nothing but zeros on the forget samples."""
-    if float(forget.gram.trace()) <= 0:
+    if forget.energy <= 0:
         return LowRankEdit.identity(forget.width)
     return solve(Problem(forget, retain))
 
@@ -232,7 +232,7 @@ def affine(model: nn.Module, task: Task, options: Affine, run: Run) -> nn.Module
     mean = kept.mean
     shifted = gone.gram - torch.outer(gone.total, mean) - torch.outer(mean, gone.total)
     shifted = shifted + gone.count * torch.outer(mean, mean)
-    moment = SecondMoment(shifted, gone.total - gone.count * mean, gone.count)
+    moment = SecondMoment.summed(shifted, gone.total - gone.count * mean, gone.count)
     U = moment.subspace(rank)
     weight = layer.matrices()[0].double().cpu()
     new = edited(model, {layer.name: [LowRankEdit(U, U)]})
