@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.moments import SecondMoment, orthonormal
+from erase_sd.algebra.moments import SecondMoment, check_dense, orthonormal
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.revival import revival
 from erase_sd.algebra.two_sided import TwoSidedEdit
 
 _ITERATIONS = 500  # of conjugate gradients; text states need some dozens
-_CLOSE = 1e-20  # squared norm of what is left at which they stop
+_CLOSE = 1e-14  # squared norm of what is left at which they stop
 
 
 def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
@@ -180,18 +180,36 @@ def certify_values(
         `unreachable`, the figure of the concept where it is smallest, and `unreachable_before`, the
         same of the unedited weights.
     """
-    contrast, width = contrast.double(), contrast.shape[1]
-    shares = {}
-    for key, edited in (("unreachable", True), ("unreachable_before", False)):
+    contrast = contrast.double()
+    plain = {name: w[:, : contrast.shape[1]].double().cpu() for name, w in weights.items()}
+    offered = {name: edits[name].apply_to_weight(w) for name, w in plain.items()}
+    return {
+        "unreachable": _beyond(offered, plain, contrast),
+        "unreachable_before": _beyond(plain, plain, contrast),
+    }
+
+
+def _beyond(
+    offered: Mapping[str, Tensor], weights: Mapping[str, Tensor], contrast: Tensor
+) -> float:
+    """The least `min_x Σ ‖V x − W c‖² / Σ ‖W c‖²` of some contrasts `c`, `V` offered for each `W`.
+
+    Taken apart is the smaller of `Σ VᵀV` and, of all `V` on top of each other, `V Vᵀ`.
+    """
+    width = contrast.shape[1]
+    outputs = sum(len(V) for V in offered.values())
+    goals = {name: W @ contrast.T for name, W in weights.items()}
+    size = torch.stack([c.square().sum(0) for c in goals.values()]).sum(0)
+    if outputs < width:
+        V = torch.cat([offered[name] for name in goals])
+        values, vectors = torch.linalg.eigh(V @ V.T)
+        span = vectors[:, values > 1e-10 * values[-1]]
+        reached = (span.T @ torch.cat(list(goals.values()))).square().sum(0)
+    else:
+        check_dense(width)
         gram = torch.zeros(width, width, dtype=torch.float64)
         along = torch.zeros(width, len(contrast), dtype=torch.float64)
-        size = torch.zeros(len(contrast), dtype=torch.float64)
-        for name, weight in weights.items():
-            W = weight[:, :width].double().cpu()
-            new = edits[name].apply_to_weight(W) if edited else W
-            c = W @ contrast.T
-            gram, along, size = gram + new.T @ new, along + new.T @ c, size + c.square().sum(0)
-        best = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ along
-        reached = (along * best).sum(0)
-        shares[key] = float((1 - reached / size.clamp(min=1e-300)).clamp(0, 1).min())
-    return shares
+        for name, V in offered.items():
+            gram, along = gram + V.T @ V, along + V.T @ goals[name]
+        reached = (along * (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ along)).sum(0)
+    return float((1 - reached / size.clamp(min=1e-300)).clamp(0, 1).min())

@@ -7,11 +7,13 @@ span, and no matrix of `d × d` is made. More of them are summed into one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from erase_sd.algebra.solving import in_span, solver
 
 DENSE = 8192  # widest features of which a matrix d × d is made: half a gigabyte
 
@@ -116,6 +118,18 @@ class SecondMoment:
             return SecondMoment.summed(self.held * scale, self.total * scale, count)
         return SecondMoment(self.held, self.weights * scale, self.total * scale, count)
 
+    def leaving_out(self, indices: Sequence[int]) -> SecondMoment:
+        """The same without some rows, which must still be held one by one.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        if self.weights is None:
+            raise ValueError("expected rows held one by one, got their sum")
+        weights = self.weights.clone()
+        weights[list(indices)] = 0
+        return SecondMoment(self.held, weights, weights @ self.held, float(weights.sum()))
+
     def outside(self, basis: Tensor) -> SecondMoment:
         """The moment of the rows' parts that are orthogonal to `basis (d, q)`, orthonormal."""
         total = self.total - basis @ (basis.T @ self.total)
@@ -160,7 +174,7 @@ class SecondMoment:
         if self.weights is None:
             whole = self.held.trace()
         else:
-            whole = self.weights @ self.held.square().sum(1)
+            whole = self.weights @ torch.linalg.vector_norm(self.held, dim=1).square()
         return float(whole) / max(self.count, 1e-300)
 
     def ridge(self, epsilon: float) -> float:
@@ -201,21 +215,8 @@ class SecondMoment:
     def inverse(self, ridge: float) -> Callable[[Tensor], Tensor]:
         """`V → (C + ridge I)⁻¹ V` for `V (d, k)`."""
         if self.weights is None:
-            return _solver(self.matrix, ridge)
-        some = self.weights != 0
-        rows, weights = self.held[some], self.weights[some] / self.count
-        solve = _solver(_products(rows), ridge / weights)
-
-        def once(V: Tensor) -> Tensor:  # Woodbury: the rows are fewer than the features
-            return (V - rows.T @ solve(rows @ V)) / ridge
-
-        def refined(V: Tensor) -> Tensor:  # the difference above cancels where C is large
-            x = once(V)
-            for _ in range(2):
-                x = x + once(V - rows.T @ (weights[:, None] * (rows @ x)) - ridge * x)
-            return x
-
-        return refined
+            return solver(self.matrix, ridge)
+        return in_span(self.held, self.weights / self.count, ridge)
 
     def subspace(self, rank: int) -> Tensor:
         """Top `rank` eigenvectors of `C` (uncentred), `(d, rank)`, orthonormal.
@@ -231,27 +232,6 @@ class SecondMoment:
                 "rank or add prompts"
             )
         return vectors[:, :rank]
-
-
-def _products(rows: Tensor, block: int = 1024) -> Tensor:
-    """`(n, n)` all products of rows; each is computed once."""
-    products = torch.empty(len(rows), len(rows), dtype=rows.dtype)
-    for at in range(0, len(rows), block):
-        part = rows[at:] @ rows[at : at + block].T
-        products[at:, at : at + block] = part
-        products[at : at + block, at:] = part.T
-    return products
-
-
-def _solver(matrix: Tensor, ridge: float | Tensor) -> Callable[[Tensor], Tensor]:
-    """`V → (M + diag(ridge))⁻¹ V` of a symmetric matrix."""
-    matrix = matrix.clone()
-    matrix.diagonal().add_(ridge)
-    L, failed = torch.linalg.cholesky_ex(matrix)
-    if not failed:
-        return lambda V: torch.cholesky_solve(V, L)
-    parts = torch.linalg.lu_factor(matrix)  # rows were taken out, or the ridge is below rounding
-    return lambda V: torch.linalg.lu_solve(*parts, V)
 
 
 def together(moments: Iterable[SecondMoment]) -> SecondMoment:

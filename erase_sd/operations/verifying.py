@@ -23,6 +23,7 @@ from erase_sd.models.files import PROVENANCE
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.placing import settle
 from erase_sd.operations.common import Run, open_model
+from erase_sd.text.background import positions
 from erase_sd.text.encoder import TextEncoder
 
 
@@ -144,7 +145,7 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         if stored is None:
             continue
         prompts = in_contexts(concept.forget, concept.contexts)
-        moments = encoder.moments(prompts, concept.tokens)[TOKENS]
+        moments = encoder.moments(prompts, concept.tokens, length=positions(encoder))[TOKENS]
         # A file that does not say was made of the architecture's own layer, the first.
         told = concept.layers or encoder.layers[:1]
         unknown = set(told) - set(encoder.layers)

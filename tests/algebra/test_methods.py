@@ -95,7 +95,9 @@ def reference(name):
         n = NULL.numpy()
         m0 = 0.01 * ((len(n) - 1) * Cr + np.outer(n[0], n[0]))
         top = sum(np.outer(b, a) for a, b in zip(c, g, strict=True)) / len(c) + m0
-        return top @ np.linalg.inv(sum(np.outer(a, a) for a in c) / len(c) + m0)
+        bottom = sum(np.outer(a, a) for a in c) / len(c) + m0
+        ridge = 1e-8 * np.trace(bottom) / D * eye  # ours: few words do not fill the space
+        return (top + ridge) @ np.linalg.inv(bottom + ridge)
     if name == "dp":
         kept = np.concatenate([k, NULL.numpy()])
         u2 = scipy.linalg.null_space(kept)

@@ -9,7 +9,7 @@ from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
 
-_RIDGE = 1e-12  # of the mean eigenvalue: a background of few words does not fill the space
+_RIDGE = 1e-8  # of the mean eigenvalue: a background of few words does not fill the space
 
 
 @dataclass(frozen=True)
