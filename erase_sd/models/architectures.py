@@ -23,6 +23,8 @@ Stream = Literal["tokens", "pooled"]
 Kinds = Literal["k", "v", "kv"]
 TOKENS: Stream = "tokens"
 POOLED: Stream = "pooled"
+# Stands before the names of the tensors of a second network, which draws the last steps.
+SECOND = "transformer_2."
 
 
 @dataclass(frozen=True, order=True)
@@ -44,6 +46,11 @@ class Site:
     def module(self) -> str:
         """Name of the module that holds it."""
         return self.name.removesuffix(".weight")
+
+    @property
+    def second(self) -> bool:
+        """Whether it lies in the second of two networks."""
+        return self.name.startswith(SECOND)
 
     @property
     def writes_values(self) -> bool:
@@ -169,9 +176,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "ltx", "LTXVideoTransformer3D", _CAPTION, Tower(kind="t5", length=128, padding="ignored")
     ),
     _transformer(
-        "wan",  # with one transformer: 2.1, and 2.2 of 5 billion weights
+        "wan",  # 2.1, and 2.2 with one transformer or two, which read the same states
         "WanTransformer3D",
-        {TOKENS: r"^condition_embedder\.text_embedder\.linear_1\.weight$"},
+        {TOKENS: r"^(transformer_2\.)?condition_embedder\.text_embedder\.linear_1\.weight$"},
         Tower(kind="umt5", length=512, masked=True, padding="ignored"),
     ),
     _transformer(
