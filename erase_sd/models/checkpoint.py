@@ -238,6 +238,7 @@ class DiffusersFolder(Checkpoint):
         transformers may not load elsewhere. Other copies of the denoiser's weights (variants,
         pickles, single files) are left behind, since they would still hold the concept.
         """
+
         def leave(folder: str, names: list[str]) -> set[str]:
             here = Path(folder)
             gone = {n for n in names if n == ".git" or n in LEFT_BEHIND or is_pickle(n)}

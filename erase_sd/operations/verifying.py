@@ -151,10 +151,7 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         unknown = set(told) - set(encoder.layers)
         if unknown:
             return Check("forget prompts fade", False, f"no layer {unknown.pop()} is read here")
-        now = max(
-            energy_left(moments[encoder.layers.index(layer)], concept.edit)
-            for layer in told
-        )
+        now = max(energy_left(moments[encoder.layers.index(layer)], concept.edit) for layer in told)
         if abs(now - stored) > 1e-3:
             return Check(
                 "forget prompts fade",

@@ -119,7 +119,9 @@ class Cache:
                 gram, total, count = parts
                 if gram is None or total is None or count is None:
                     raise ValueError(f"{path} lacks the layer {layer.name}")
-                found.setdefault(layer.name, []).append(SecondMoment.summed(gram, total, float(count)))
+                found.setdefault(layer.name, []).append(
+                    SecondMoment.summed(gram, total, float(count))
+                )
         return cls(found)
 
 

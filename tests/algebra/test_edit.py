@@ -125,7 +125,9 @@ def test_joint_least_squares_is_the_joint_least_squares_solution():
 
 def test_factors_are_trimmed_to_their_rank():
     edit = projection(9, 2, 5)
-    again = LowRankEdit(torch.cat([edit.A, edit.A], 1), torch.cat([edit.B, 0 * edit.B], 1)).trimmed()
+    again = LowRankEdit(
+        torch.cat([edit.A, edit.A], 1), torch.cat([edit.B, 0 * edit.B], 1)
+    ).trimmed()
     assert again.rank == 2
     torch.testing.assert_close(again.matrix, edit.matrix)
 

@@ -216,9 +216,9 @@ def test_rayleigh_with_an_infinite_ridge_is_unlink(problem):
 
 
 def test_rayleigh_picks_its_rank_from_the_spectrum(problem):
-    values = scipy.linalg.eigh(
-        F.numpy().T @ F.numpy() / len(F), ridged(problem, 1e-3).numpy()
-    )[0][::-1]
+    values = scipy.linalg.eigh(F.numpy().T @ F.numpy() / len(F), ridged(problem, 1e-3).numpy())[0][
+        ::-1
+    ]
     for share in (0.5, 0.1, 0.01):
         edit = run(rayleigh, problem, share=share, protect_null=False)
         assert edit.rank == (values >= share * values[0]).sum()

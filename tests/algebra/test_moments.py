@@ -47,7 +47,9 @@ def test_rows_that_are_left_out_were_never_there():
     rows = rows_of(6, 9, 0)
     left = SecondMoment.of(rows).leaving_out([1, 4])
     torch.testing.assert_close(left.gram, SecondMoment.of(rows[[0, 2, 3, 5]]).gram)
-    torch.testing.assert_close(left.inverse(0.1)(rows.T), (left - left.of(rows[:0])).inverse(0.1)(rows.T))
+    torch.testing.assert_close(
+        left.inverse(0.1)(rows.T), (left - left.of(rows[:0])).inverse(0.1)(rows.T)
+    )
     assert left.count == 4
     with pytest.raises(ValueError, match="one by one"):
         SecondMoment.of(rows_of(10, 9, 0)).leaving_out([1])

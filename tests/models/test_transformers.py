@@ -26,6 +26,7 @@ from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.fingerprint import fingerprint_of
 from tests.models import tiny, tiny_video
 
+
 def networks(pipe):
     second = getattr(pipe, "transformer_2", None)
     return [pipe.transformer] if second is None else [pipe.transformer, second]
