@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test search lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
+.PHONY: demo test search lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-wide models-page bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -67,6 +67,12 @@ paper-tables: $(STAMP)  ## the papers' tables on MODEL; checks first, hours on a
 
 bench: $(STAMP)  ## speed and memory at real size; writes docs/measured/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m lab.speed
+
+bench-wide: $(STAMP)  ## seconds and memory of a solve by the width of the features; writes docs/measured/wide.md; minutes
+	@$(BIN)/python -m lab.wide
+
+models-page: $(STAMP)  ## the table of all models; writes docs/measured/models.md
+	@$(BIN)/python -m lab.models_page
 
 bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/measured/vision.md; an hour, resumes
 	@$(BIN)/python -m lab.vision_study

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.moments import SecondMoment, orthonormal
+from erase_sd.algebra.moments import SecondMoment, check_dense, orthonormal
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.revival import revival
 from erase_sd.algebra.two_sided import TwoSidedEdit
+
+_ITERATIONS = 500  # of conjugate gradients; text states need some dozens
+_CLOSE = 1e-14  # squared norm of what is left at which they stop
 
 
 def change(edit: LowRankEdit, rows: Tensor) -> Tensor:
@@ -71,10 +74,47 @@ def revivable(edit: LowRankEdit, rows: Tensor, weight_gram: Tensor, null: Tensor
     return (1 - recoverability(edit, rows, G) / apartness.clamp(min=1e-300)).clamp(0, 1)
 
 
-def energy_share(gram: Tensor, map_: Tensor) -> float:
-    """`sqrt(Σ ‖M x‖² / Σ ‖x‖²)` over the rows behind a Gram matrix; 0 if there are none."""
-    total = float(gram.trace())
-    return (max(float((map_ @ gram @ map_.T).trace()), 0.0) / total) ** 0.5 if total > 0 else 0.0
+def energy_left(moment: SecondMoment, edit: LowRankEdit) -> float:
+    """`sqrt(Σ ‖T x‖² / Σ ‖x‖²)` over the rows behind a moment; 0 if there are none."""
+    if moment.weights is not None:
+        rows = edit.apply_to_features(moment.held)
+        return _share(SecondMoment(rows, moment.weights, moment.total, moment.count), moment)
+    half = moment.held - edit.A @ (edit.B.T @ moment.held)  # T C, then T (T C)ᵀ
+    whole = half - (half @ edit.B) @ edit.A.T
+    return _share(SecondMoment.summed(whole, moment.total, moment.count), moment)
+
+
+def energy_moved(moment: SecondMoment, edit: LowRankEdit) -> float:
+    """`sqrt(Σ ‖T x − x‖² / Σ ‖x‖²)` over the rows behind a moment; 0 if there are none."""
+    inner = (edit.A.T @ edit.A) * (edit.B.T @ moment.times(edit.B))
+    return max(float(inner.sum()), 0.0) ** 0.5 / max(moment.energy, 1e-300) ** 0.5
+
+
+def _share(part: SecondMoment, whole: SecondMoment) -> float:
+    return (max(part.energy, 0.0) / whole.energy) ** 0.5 if whole.energy > 0 else 0.0
+
+
+def explained(moment: SecondMoment, direction: Tensor) -> float:
+    """The share of a unit direction `u (d,)` that lies where rows vary: `uᵀ C (C + s I)⁻¹ u`.
+
+    `s = tr C / d` is the mean variance: a direction in which the rows vary as much as they do on
+    average counts half. By conjugate gradients, so that `C` is only multiplied with.
+    """
+    s = moment.ridge(1.0)
+    if s <= 0:
+        return 0.0
+    x = torch.zeros_like(direction)
+    left = step = direction
+    size = float(left @ left)
+    for _ in range(_ITERATIONS):
+        if size < _CLOSE:
+            break
+        along = moment.times(step[:, None])[:, 0] + s * step
+        far = size / float(step @ along)
+        x, left = x + far * step, left - far * along
+        size, before = float(left @ left), size
+        step = left + size / before * step
+    return min(max(1 - s * float(direction @ x), 0.0), 1.0)
 
 
 def certify(
@@ -98,30 +138,24 @@ def certify(
         `retain_drift`, root mean square relative change of ordinary prompts, both of the layer
         where they are worst; `kept_drift`, the same for the worst prompt named to keep; `spectrum`,
         top eigenvalue shares of the first layer's forget features; and `angle`, degrees between
-        their first direction and the span that holds 90 % of ordinary prompts' energy (0: nothing
-        sets it apart).
+        their first direction and where ordinary prompts vary (0: nothing sets it apart; see
+        `explained`).
     """
-    T = edit.matrix
-    moved = T - torch.eye(edit.width, dtype=torch.float64)
-
     layers = layers or [(problem.forget, problem.retain)]
     forget, ordinary = layers[0]
-    spectrum = forget.spectrum
+    spectrum = forget.eigen[0].clamp(min=0)
     report: dict[str, Any] = {
         "rank": edit.rank,
         "norm": edit.norm,
         "null_change": float(change(edit, problem.null).max()) if len(problem.null) else 0.0,
-        "forget_residual": max(energy_share(f.gram, T) for f, _ in layers),
-        "retain_drift": max(energy_share(o.gram, moved) for _, o in layers),
+        "forget_residual": max(energy_left(f, edit) for f, _ in layers),
+        "retain_drift": max(energy_moved(o, edit) for _, o in layers),
         "kept_drift": float(change(edit, problem.kept).max()) if len(problem.kept) else 0.0,
         "spectrum": [round(float(v), 6) for v in spectrum[:8] / spectrum.sum()],
     }
     if len(problem.other_nulls):
         report["other_null_change"] = float(change(edit, problem.other_nulls).max())
-    values, vectors = torch.linalg.eigh(ordinary.matrix)
-    span = vectors[:, values.clamp(min=0).cumsum(0) > 0.1 * values.clamp(min=0).sum()]
-    inside = float((span.T @ forget.subspace(1)).norm().clamp(max=1))
-    report["angle"] = math.degrees(math.acos(inside))
+    report["angle"] = math.degrees(math.acos(explained(ordinary, forget.subspace(1)[:, 0]) ** 0.5))
     return report
 
 
@@ -146,18 +180,36 @@ def certify_values(
         `unreachable`, the figure of the concept where it is smallest, and `unreachable_before`, the
         same of the unedited weights.
     """
-    contrast, width = contrast.double(), contrast.shape[1]
-    shares = {}
-    for key, edited in (("unreachable", True), ("unreachable_before", False)):
+    contrast = contrast.double()
+    plain = {name: w[:, : contrast.shape[1]].double().cpu() for name, w in weights.items()}
+    offered = {name: edits[name].apply_to_weight(w) for name, w in plain.items()}
+    return {
+        "unreachable": _beyond(offered, plain, contrast),
+        "unreachable_before": _beyond(plain, plain, contrast),
+    }
+
+
+def _beyond(
+    offered: Mapping[str, Tensor], weights: Mapping[str, Tensor], contrast: Tensor
+) -> float:
+    """The least `min_x Σ ‖V x − W c‖² / Σ ‖W c‖²` of some contrasts `c`, `V` offered for each `W`.
+
+    Taken apart is the smaller of `Σ VᵀV` and, of all `V` on top of each other, `V Vᵀ`.
+    """
+    width = contrast.shape[1]
+    outputs = sum(len(V) for V in offered.values())
+    goals = {name: W @ contrast.T for name, W in weights.items()}
+    size = torch.stack([c.square().sum(0) for c in goals.values()]).sum(0)
+    if outputs < width:
+        V = torch.cat([offered[name] for name in goals])
+        values, vectors = torch.linalg.eigh(V @ V.T)
+        span = vectors[:, values > 1e-10 * values[-1]]
+        reached = (span.T @ torch.cat(list(goals.values()))).square().sum(0)
+    else:
+        check_dense(width)
         gram = torch.zeros(width, width, dtype=torch.float64)
         along = torch.zeros(width, len(contrast), dtype=torch.float64)
-        size = torch.zeros(len(contrast), dtype=torch.float64)
-        for name, weight in weights.items():
-            W = weight[:, :width].double().cpu()
-            new = edits[name].apply_to_weight(W) if edited else W
-            c = W @ contrast.T
-            gram, along, size = gram + new.T @ new, along + new.T @ c, size + c.square().sum(0)
-        best = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ along
-        reached = (along * best).sum(0)
-        shares[key] = float((1 - reached / size.clamp(min=1e-300)).clamp(0, 1).min())
-    return shares
+        for name, V in offered.items():
+            gram, along = gram + V.T @ V, along + V.T @ goals[name]
+        reached = (along * (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ along)).sum(0)
+    return float((1 - reached / size.clamp(min=1e-300)).clamp(0, 1).min())

@@ -43,14 +43,6 @@ class LowRankEdit:
         empty = torch.zeros(width, 0, dtype=torch.float64)
         return cls(empty, empty)
 
-    @classmethod
-    def from_matrix(cls, matrix: Tensor, *, tolerance: float = 1e-12) -> LowRankEdit:
-        """Factor a dense `T`, `(d, d)`: the thin SVD of `I − T`, small singular values dropped."""
-        eye = torch.eye(len(matrix), dtype=torch.float64)
-        u, s, vh = torch.linalg.svd(eye - matrix.to(torch.float64))
-        keep = s > tolerance * max(float(s[0]), 1e-300)
-        return cls(u[:, keep] * s[keep], vh[keep].T)
-
     @property
     def width(self) -> int:
         """Feature dimension `d`."""
@@ -123,6 +115,18 @@ class LowRankEdit:
         What a file stores is what was certified.
         """
         return LowRankEdit(self.A.float(), self.B.float())
+
+    def trimmed(self, tolerance: float = 1e-9) -> LowRankEdit:
+        """The same by the thin SVD of `A Bᵀ`, singular values below a share of the first dropped.
+
+        >>> twice = torch.ones(4, 2)
+        >>> LowRankEdit(twice, twice).trimmed().rank
+        1
+        """
+        (a, left), (b, right) = torch.linalg.qr(self.A), torch.linalg.qr(self.B)
+        u, s, vh = torch.linalg.svd(left @ right.T)
+        keep = s > tolerance * s[:1].clamp(min=1e-300)
+        return LowRankEdit(a @ (u[:, keep] * s[keep]), b @ vh[keep].T)
 
     def then(self, other: LowRankEdit) -> LowRankEdit:
         """`other.T @ self.T`: this edit first; not commutative (see `joint`)."""

@@ -50,7 +50,7 @@ class Problem:
     weight_gram: Tensor = field(default_factory=lambda: _none(0, 0))
 
     def __post_init__(self) -> None:
-        if self.forget.count <= 0 or float(self.forget.gram.trace()) <= 0:
+        if self.forget.count <= 0 or self.forget.energy <= 0:
             raise ValueError("there is nothing to forget: the forget features are empty or zero")
         if self.retain.width != self.width:
             raise ValueError(
@@ -88,55 +88,45 @@ RESERVED = 64  # free directions that other layers' empty prompt leaves alone
 OTHERS_ROOM = 0.125  # share that it may take of those beyond
 
 
-def complement(rows: Tensor, width: int, *, energy: float = NULL_ENERGY) -> Tensor:
-    """Orthonormal basis `(d, d − q)` of what is orthogonal to `rows`, `(m, d)`.
+def protected(problem: Problem, *, named: bool = False) -> Tensor:
+    """Orthonormal basis `(d, q)` of the directions an edit may not read.
 
-    Raises:
-        ValueError: If the rows fill the space.
-    """
-    if not len(rows):
-        return torch.eye(width, dtype=torch.float64)
-    basis = orthonormal(rows, energy=energy)
-    if basis.shape[1] >= width:
-        raise ValueError("the protected states fill the whole feature space: nothing can be erased")
-    full, _ = torch.linalg.qr(basis, mode="complete")
-    return full[:, basis.shape[1] :]
-
-
-def unprotected(problem: Problem, *, named: bool = False) -> Tensor:
-    """Orthonormal basis `(d, m)` of the directions an edit may read.
-
-    Orthogonal to it lie the empty prompt's states, and those of other layers. In an encoder so
-    narrow that the latter would crowd out the concepts (fewer than some 700 directions for CLIP's
-    77 states) only their strongest directions are protected.
+    In it lie the empty prompt's states, and those of other layers. In an encoder so narrow that the
+    latter would crowd out the concepts (fewer than some 700 directions for CLIP's 77 states) only
+    their strongest directions are protected.
 
     Args:
         problem: Its `null`, `other_nulls` and `named` are used.
         named: Whether to protect, to all but a ten-thousandth of their energy, the states of the
             prompts a user named to keep as well. Long lists take at most half of the room: then
             their strongest directions are kept. What nobody listed pays for it.
+
+    Raises:
+        ValueError: If the empty prompt's states fill the space.
     """
-    free = complement(problem.null, problem.width)
-    room = int(OTHERS_ROOM * (free.shape[1] - RESERVED))
-    free = _without(free, problem.other_nulls, energy=NULL_ENERGY, most=room)
+    width = problem.width
+    kept = orthonormal(problem.null, energy=NULL_ENERGY)
+    if kept.shape[1] >= width:
+        raise ValueError("the protected states fill the whole feature space: nothing can be erased")
+    room = int(OTHERS_ROOM * (width - kept.shape[1] - RESERVED))
+    kept = _and(kept, problem.other_nulls, energy=NULL_ENERGY, most=room)
     if named:
-        room = int(NAMED_ROOM * free.shape[1])
-        free = _without(free, problem.named, energy=NAMED_ENERGY, most=room)
-    return free
+        room = int(NAMED_ROOM * (width - kept.shape[1]))
+        kept = _and(kept, problem.named, energy=NAMED_ENERGY, most=room)
+    return kept
 
 
-def _without(free: Tensor, rows: Tensor, *, energy: float, most: int) -> Tensor:
-    """The directions of `free (d, m)` but for the strongest of `rows (n, d)`.
+def _and(kept: Tensor, rows: Tensor, *, energy: float, most: int) -> Tensor:
+    """The directions of `kept (d, q)`, and the strongest of `rows (n, d)`.
 
     Args:
-        free: Orthonormal.
-        rows: What to take out, to a share `energy` of their part in `free`.
+        kept: Orthonormal.
+        rows: What to add, to a share `energy` of their part outside `kept`.
         energy: See `rows`.
         most: How many directions they may take, if it is more than one.
     """
     if not len(rows):
-        return free
-    basis = orthonormal(rows @ free, energy=energy)
-    basis = basis[:, -max(1, most) :]  # ascending: the strongest are last
-    full, _ = torch.linalg.qr(basis, mode="complete")
-    return free @ full[:, basis.shape[1] :]
+        return kept
+    more = orthonormal(rows - (rows @ kept) @ kept.T, energy=energy)[:, : max(1, most)]
+    basis, _ = torch.linalg.qr(torch.cat([kept, more], dim=1))
+    return basis

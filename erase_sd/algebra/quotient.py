@@ -11,12 +11,14 @@ from torch import Tensor
 from erase_sd.algebra.problem import NothingLeft, Problem
 
 
-def quotient(problem: Problem, free: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def quotient(problem: Problem, kept: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Solve `C_f u = λ C u` on a subspace, `C = C_r + ε (tr C_r / d) I`.
+
+    With `C_f = F Fᵀ` of few columns only `Fᵀ C⁻¹ F` is taken apart, and `C` only solved with.
 
     Args:
         problem: Forget and retain moments.
-        free: `(d, m)` orthonormal basis of the subspace; what is orthogonal to it is protected.
+        kept: `(d, q)` orthonormal basis of what is protected; the subspace is orthogonal to it.
         epsilon: Relative ridge.
 
     Returns:
@@ -25,14 +27,14 @@ def quotient(problem: Problem, free: Tensor, epsilon: float) -> tuple[Tensor, Te
     Raises:
         NothingLeft: If the forget rows have no part in the subspace.
     """
-    forget = free.T @ problem.forget.matrix @ free
-    C = free.T @ problem.retain.ridged(epsilon) @ free
-    if float(forget.trace()) < 1e-6 * float(problem.forget.matrix.trace()):
+    forget = problem.forget.outside(kept)
+    if forget.energy < 1e-6 * problem.forget.energy:
         raise NothingLeft("the forget prompts look like what is protected: nothing can be erased")
-    L = torch.linalg.cholesky(C)
-    whitened = torch.linalg.solve_triangular(L, forget, upper=False)
-    whitened = torch.linalg.solve_triangular(L, whitened.T, upper=False)
-    values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
+    F = forget.root
+    solved = problem.retain.outside(kept).inverse(problem.retain.ridge(epsilon))(F)
+    inner = F.T @ solved
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     have = int((values > 1e-10 * values[0]).sum())
-    return values[:have], free @ torch.linalg.solve_triangular(L.T, vectors[:, :have], upper=True)
+    U = solved @ (vectors[:, :have] / values[:have].sqrt())
+    return values[:have], U - kept @ (kept.T @ U)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.moments import SecondMoment
 
 
-def importance(moment: SecondMoment, alpha: float) -> Tensor:
-    """`P = V diag(α s / ((α − 1) s + 1)) Vᵀ`, `s` the normalised energies; `(d, d)`."""
-    values, vectors = torch.linalg.eigh(moment.matrix)
-    values = values.clamp(min=0)
-    energy = values / values.sum().clamp(min=1e-300)
-    return (vectors * (alpha * energy / ((alpha - 1) * energy + 1))) @ vectors.T
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """`P = V diag(p) Vᵀ`, a projection that weighs its directions.
 
+    Attributes:
+        weights: `(r,)` `p`, between 0 and 1.
+        vectors: `(d, r)` `V`, orthonormal.
+    """
 
-def without(removed: Tensor, width: int) -> LowRankEdit:
-    """`T = I − P` for a dense `P`, `(d, d)`, in factors."""
-    return LowRankEdit.from_matrix(torch.eye(width, dtype=torch.float64) - removed, tolerance=1e-9)
+    weights: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, moment: SecondMoment, alpha: float) -> Importance:
+        """`p = α s / ((α − 1) s + 1)`, `s` the normalised energies."""
+        values, vectors = moment.eigen
+        values = values.clamp(min=0)
+        energy = values / values.sum().clamp(min=1e-300)
+        some = energy > 1e-16  # the rest is rounding
+        energy = energy[some]
+        return cls(alpha * energy / ((alpha - 1) * energy + 1), vectors[:, some])
+
+    def outside(self, columns: Tensor) -> Tensor:
+        """`(I − P) X` for `X (d, k)`."""
+        return columns - self.vectors @ (self.weights[:, None] * (self.vectors.T @ columns))

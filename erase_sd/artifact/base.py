@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from erase_sd.algebra.moments import check_dense
 from erase_sd.models.architectures import TOKENS, Architecture, Stream
 from erase_sd.models.tensor_files import tensor_hash
 
@@ -83,7 +84,12 @@ def weight_streams(
 
 
 def weight_gram(weights: Iterable[Tensor], width: int) -> Tensor:
-    """`Σ Wᵀ W`, `(width, width)` float64: all that RECE and certificates need of the weights."""
+    """`Σ Wᵀ W`, `(width, width)` float64: all that RECE and certificates need of the weights.
+
+    Raises:
+        ValueError: If the features are too wide for it.
+    """
+    check_dense(width)
     gram = torch.zeros(width, width, dtype=torch.float64)
     for weight in weights:
         w = weight[:, :width].double()  # the other columns read no text

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from erase_sd.artifact.base import check_base
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.models.architectures import Architecture
+from erase_sd.models.architectures import SECOND, Architecture
 from erase_sd.models.comfyui_names import COMFYUI
-from erase_sd.models.files import atomic_path
+from erase_sd.models.files import atomic_paths
 from erase_sd.models.ldm_names import to_ldm
 from erase_sd.models.tensor_files import dump_tensors
 
@@ -29,6 +29,7 @@ def lora_tensors(
     *,
     style: LoraStyle = "peft",
     dtype: torch.dtype = torch.float32,
+    second: bool = False,
 ) -> dict[str, Tensor]:
     """LoRA tensors with `W + up down` the edited weight for each `W`; one rank, alpha = rank.
 
@@ -39,13 +40,15 @@ def lora_tensors(
         style: Key names: "peft" for diffusers, "kohya" for web UIs and ComfyUI with a U-Net,
             "comfyui" for ComfyUI with a transformer.
         dtype: dtype of the factors.
+        second: Those of the second of two networks; hosts load one file into each.
 
     Raises:
         ValueError: On an unknown style, or one that has no names for this architecture.
     """
     factors = {
-        site.module: erasure.edit_of(site).factors(weights[site.name])
+        site.module.removeprefix(SECOND): erasure.edit_of(site).factors(weights[site.name])
         for site in erasure.editable(weights)
+        if site.second == second
     }
     return keyed(factors, erasure.model, style=style, dtype=dtype)
 
@@ -126,6 +129,8 @@ def save_lora(
 ) -> Path:
     """Write a LoRA file atomically; its weight in a host is the scale of the erasure.
 
+    For a model that draws with two networks, a file for each, see `second_file`.
+
     Args:
         erasure: What to export.
         weights: The base tensors it was made for.
@@ -142,15 +147,26 @@ def save_lora(
     if not allow_other_base:
         check_base(erasure.base, weights)
     path = Path(path)
-    tensors = lora_tensors(erasure, weights, style=style, dtype=dtype)
     metadata = {"format": "pt", "erase_sd": json.dumps(erasure.describe(), ensure_ascii=False)}
     if style == "kohya":
         metadata |= kohya_metadata(
             erasure.architecture, erasure.edit.width, erasure.rank, erasure.names
         )
-    with atomic_path(path, force=force) as draft:
-        draft.write_bytes(dump_tensors(tensors, metadata))
+    both = any(site.second for site in erasure.editable(weights))
+    with atomic_paths([path, *([second_file(path)] if both else [])], force=force) as drafts:
+        for draft, second in zip(drafts, (False, True), strict=False):
+            made = lora_tensors(erasure, weights, style=style, dtype=dtype, second=second)
+            draft.write_bytes(dump_tensors(made, metadata))
     return path
+
+
+def second_file(path: Path) -> Path:
+    """Where the LoRA of a model's second network lies.
+
+    >>> second_file(Path("no-cat.safetensors")).name
+    'no-cat.transformer_2.safetensors'
+    """
+    return path.with_name(f"{path.stem}.{SECOND}{path.suffix.removeprefix('.')}")
 
 
 def kohya_metadata(

@@ -16,7 +16,7 @@ from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.models.architectures import POOLED, TOKENS, Stream
 from erase_sd.prompts import clean, neutral
-from erase_sd.text.background import LENGTH, RULE, TEMPLATES, background, meanings
+from erase_sd.text.background import LENGTH, RULE, TEMPLATES, background, meanings, positions
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.tokens import SINGLE, PromptStates
 
@@ -168,7 +168,9 @@ class Task:
     def forget_moments(self) -> dict[Stream, tuple[SecondMoment, ...]]:
         """Each stream's forget moment by layer."""
         prompts = in_contexts(self.forget, self.contexts)
-        return self.encoder.moments(prompts, self.tokens, progress="forget prompts")
+        return self.encoder.moments(
+            prompts, self.tokens, length=positions(self.encoder), progress="forget prompts"
+        )
 
     @cached_property
     def forget_subjects(self) -> dict[Stream, Tensor]:

@@ -23,6 +23,8 @@ Stream = Literal["tokens", "pooled"]
 Kinds = Literal["k", "v", "kv"]
 TOKENS: Stream = "tokens"
 POOLED: Stream = "pooled"
+# Stands before the names of the tensors of a second network, which draws the last steps.
+SECOND = "transformer_2."
 
 
 @dataclass(frozen=True, order=True)
@@ -46,6 +48,11 @@ class Site:
         return self.name.removesuffix(".weight")
 
     @property
+    def second(self) -> bool:
+        """Whether it lies in the second of two networks."""
+        return self.name.startswith(SECOND)
+
+    @property
     def writes_values(self) -> bool:
         """Whether what it writes is what attention passes on (and not only where it looks)."""
         return self.stream == TOKENS and self.kind != "k"
@@ -65,6 +72,7 @@ class Architecture:
         towers: The text encoders, in the order of their features.
         norm: What the token states pass before the matrix reads them. Their moments are taken, and
             their edits certified, behind it.
+        elsewhere: What else tells the network of the prompt and is not edited, in a sentence.
     """
 
     name: str
@@ -74,6 +82,7 @@ class Architecture:
     towers: tuple[Tower, ...]
     requires: Mapping[str, Any] = field(default_factory=dict)
     norm: Norm | None = None
+    elsewhere: str = ""
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         """Whether a denoiser's `config.json` belongs to this architecture."""
@@ -152,6 +161,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         _CONTEXT | _POOLED,
         Tower(segment=None, pooled="pooler_output"),
         Tower("_2", kind="t5", length=512),
+        elsewhere="Kontext, Fill and Redux are given pictures, which nothing here edits.",
     ),
     _transformer(
         "pixart",
@@ -169,10 +179,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "ltx", "LTXVideoTransformer3D", _CAPTION, Tower(kind="t5", length=128, padding="ignored")
     ),
     _transformer(
-        "wan",  # with one transformer: 2.1, and 2.2 of 5 billion weights
+        "wan",  # 2.1, and 2.2 with one transformer or two, which read the same states
         "WanTransformer3D",
-        {TOKENS: r"^condition_embedder\.text_embedder\.linear_1\.weight$"},
+        {TOKENS: r"^(transformer_2\.)?condition_embedder\.text_embedder\.linear_1\.weight$"},
         Tower(kind="umt5", length=512, masked=True, padding="ignored"),
+        elsewhere="From a picture to a film, `add_k_proj` and `add_v_proj` read the picture.",
     ),
     _transformer(
         "lumina2",  # the empty prompt of guidance is BOS alone, which begins every line
@@ -193,6 +204,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {TOKENS: r"^txt_in\.weight$"},
         _llm(length=1024 + 34, template=templates.QWEN_IMAGE, dropped=34),
         norm=Norm("txt_norm.weight", 1e-6),
+        elsewhere="Edit models put pictures through the same matrix, under another template than "
+        "the one that the edit is made from.",
     ),
     _transformer(
         "z-image",
@@ -218,6 +231,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             padding="read",
             template=Chat(system=templates.FLUX2, parts=True, reply=False),
         ),
+        elsewhere="Pictures for reference are not edited; `upsample_prompt` rewrites the prompt.",
     ),
 )
 

@@ -10,17 +10,16 @@ denoiser is never built.
 from __future__ import annotations
 
 import abc
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from erase_sd.models.architectures import Architecture, Kinds, Site, identify
+from erase_sd.models.architectures import SECOND, Architecture, Kinds, Site, identify
 from erase_sd.models.files import ERASURE, PROVENANCE, atomic_paths, fast_copy, make_readable
+from erase_sd.models.network_files import index_name, network_files, read_json
 from erase_sd.models.safety import check_folder, is_pickle
 from erase_sd.models.tensor_files import (
     overwrite_tensors,
@@ -174,27 +173,43 @@ class DiffusersFolder(Checkpoint):
             if (path / "unet").is_dir() or not (path / "transformer").is_dir()
             else "transformer"
         )
-        if (path / f"{name}_2").is_dir():
+        architecture = identify(read_json(path / name / "config.json"))
+        second = path / f"{name}_2"
+        if second.is_dir() and (name, identify(read_json(second / "config.json"))) != (
+            "transformer",
+            architecture,
+        ):
             raise ValueError(
-                f"{path} has two networks that read the text, {name}/ and {name}_2/; expected one"
+                f"expected {name}/ and {name}_2/ of {path} to be two transformers of one kind"
             )
-        config = path / name / "config.json"
-        settings = _json(config)
-        architecture = identify(settings)
-        files = _denoiser_files(config.parent, variant)
-        names = {stored: file for file in files for stored in tensor_names(file)}
+        whole = cls(path, architecture, {}, variant).whole()
         norm = architecture.norm.name if architecture.norm else ""
-        where = {n: (f, n) for n, f in names.items() if architecture.site(n) or n == norm}
-        return cls(path, architecture, where, variant)
+        where = {n: at for n, at in whole.where.items() if architecture.site(n) or n == norm}
+        return replace(whole, where=where)
+
+    @property
+    def networks(self) -> dict[str, Path]:
+        """The folders of the networks that read text, one or two, by what their names begin with.
+
+        Both of two are edited: what one of them no longer reads the other would draw.
+        """
+        name = self.architecture.denoiser
+        both = {"": self.path / name, SECOND: self.path / f"{name}_2"}
+        return {prefix: folder for prefix, folder in both.items() if folder.is_dir()}
 
     @property
     def denoiser_files(self) -> list[Path]:
-        """The safetensors files of the denoiser: one, or its shards."""
-        return _denoiser_files(self.path / self.architecture.denoiser, self.variant)
+        """The safetensors files of the denoiser: one, or its shards; of both if there are two."""
+        return [f for folder in self.networks.values() for f in network_files(folder, self.variant)]
 
     def whole(self) -> DiffusersFolder:
         """The same folder, with every tensor of the denoiser open to change."""
-        names = {n: (file, n) for file in self.denoiser_files for n in tensor_names(file)}
+        names = {
+            prefix + n: (file, n)
+            for prefix, folder in self.networks.items()
+            for file in network_files(folder, self.variant)
+            for n in tensor_names(file)
+        }
         return replace(self, where=names)
 
     def size(self) -> int:
@@ -204,7 +219,7 @@ class DiffusersFolder(Checkpoint):
     def strays(self) -> list[str]:
         """Other weight files beside the denoiser's."""
         own = {*self.denoiser_files, self.path / ERASURE}
-        places = (self.denoiser_files[0].parent, self.path)
+        places = (*self.networks.values(), self.path)
         found = [p for place in places for p in place.iterdir() if p not in own]
         return [str(p.relative_to(self.path)) for p in found if p.name.endswith(WEIGHTS)]
 
@@ -223,16 +238,15 @@ class DiffusersFolder(Checkpoint):
         transformers may not load elsewhere. Other copies of the denoiser's weights (variants,
         pickles, single files) are left behind, since they would still hold the concept.
         """
-        keep = {f.name for f in self.denoiser_files}
-        denoiser = self.path / self.architecture.denoiser
 
         def leave(folder: str, names: list[str]) -> set[str]:
             here = Path(folder)
             gone = {n for n in names if n == ".git" or n in LEFT_BEHIND or is_pickle(n)}
             if here == self.path:
                 gone |= {n for n in names if n.endswith(WEIGHTS) and not (here / n).is_dir()}
-            elif here == denoiser:
-                index = _index_name(self.variant)
+            elif here in self.networks.values():
+                keep = {f.name for f in network_files(here, self.variant)}
+                index = index_name(self.variant)
                 middle = f".{self.variant}" if self.variant else ""
                 whole = f"diffusion_pytorch_model{middle}.safetensors"  # needs no index
                 gone |= {n for n in names if n.endswith(WEIGHTS) and n not in keep}
@@ -252,41 +266,3 @@ class DiffusersFolder(Checkpoint):
                 (draft / name).write_bytes(content)
             if undo:
                 write_tensors(drafts[1], undo, UNDO)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a model's configuration")
-    return value
-
-
-def _index_name(variant: str) -> str:
-    return f"diffusion_pytorch_model.safetensors.index{'.' + variant if variant else ''}.json"
-
-
-def _denoiser_files(folder: Path, variant: str) -> list[Path]:
-    """The denoiser's one file, or the shards that its index names."""
-    middle = f".{variant}" if variant else ""
-    file = folder / f"diffusion_pytorch_model{middle}.safetensors"
-    if file.is_file():
-        return [file]
-    index = folder / _index_name(variant)
-    if not index.is_file():
-        have = ", ".join(sorted(p.name for p in folder.glob("*model*"))) or "nothing"
-        raise ValueError(f"{folder} holds {have}; expected {file.name} (safetensors only)")
-    shards = _json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ValueError(f"{index} has no weight_map")
-    names = sorted({str(s) for s in shards.values()})
-    for name in names:
-        if name != Path(name).name or not name.endswith(".safetensors"):
-            raise ValueError(
-                f"{index} names {name!r}: shards are .safetensors files of the same folder"
-            )
-        if not (folder / name).is_file():
-            raise ValueError(f"{index} names {name}, which is missing: the download is incomplete")
-    return [folder / name for name in names]

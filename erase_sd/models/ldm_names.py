@@ -86,8 +86,8 @@ def layout(names: Iterable[str]) -> str:
                 "this is a LoRA, not a checkpoint; erase from the base model it belongs to"
             )
         raise ValueError(
-            "not a single-file checkpoint of Stable Diffusion 1, 2 or XL: it has no "
-            "model.diffusion_model.* tensors"
+            "not a single-file checkpoint of Stable Diffusion 1, 2 or XL, nor a transformer under "
+            "the names that ComfyUI knows; take the model's diffusers folder"
         )
     for name in ("sdxl", "sd2", "sd1"):
         if all(any(n.startswith(prefix) for n in names) for prefix, _ in TEXT_KEYS[name]):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from erase_sd.models import ldm_names
+from erase_sd.models import ldm_names, transformer_files
 from erase_sd.models.checkpoint import LEFT_BEHIND, UNDO, Checkpoint, undo_file
 from erase_sd.models.files import atomic_paths, fast_copy, make_readable
 from erase_sd.models.tensor_files import tensor_names, write_tensors
@@ -21,7 +21,7 @@ class SingleFile(Checkpoint):
     """One `.safetensors` in the original layout, as A1111 and ComfyUI keep them.
 
     Attributes:
-        kind: "sd1", "sd2" or "sdxl".
+        kind: "sd1", "sd2" or "sdxl", or "transformer" for one without text encoders.
         tokenizer: Folder or Hub id of its tokenizer, which the file does not hold.
     """
 
@@ -38,6 +38,10 @@ class SingleFile(Checkpoint):
         path = Path(path)
         names = tensor_names(path)
         try:
+            if transformer := transformer_files.find(names):
+                architecture, stored_as = transformer
+                at = {name: (path, stored) for name, stored in stored_as.items()}
+                return cls(path, architecture, at, transformer_files.TRANSFORMER, tokenizer)
             kind = ldm_names.layout(names)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -48,6 +52,24 @@ class SingleFile(Checkpoint):
             if name and architecture.site(name):
                 where[name] = (path, stored)
         return cls(path, architecture, where, kind, tokenizer)
+
+    @property
+    def reads(self) -> bool:
+        """Whether its text encoders are in it."""
+        return self.kind != transformer_files.TRANSFORMER
+
+    def check_reads(self) -> None:
+        """Refuse it where text encoders are needed.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if not self.reads:
+            raise ValueError(
+                f"{self.path} is a {self.architecture.name} transformer; its text encoders are "
+                "read from a diffusers folder alone: erase from that, then `erase-concept apply "
+                "ERASURE --model FILE`"
+            )
 
     def size(self) -> int:
         """Bytes a copy takes."""

@@ -12,6 +12,7 @@ from erase_sd.artifact.report import printable
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import check_apart
+from erase_sd.models.single_file import SingleFile
 from erase_sd.operations.common import (
     Run,
     check_output,
@@ -96,7 +97,8 @@ def apply(
         total = total.bound_to(weights)  # what is written verifies against this base
     else:
         total.check_base(weights)
-        total.check_text_encoder(fingerprint_of(checkpoint))
+        if not isinstance(checkpoint, SingleFile) or checkpoint.reads:
+            total.check_text_encoder(fingerprint_of(checkpoint))
     changed = total.edit_weights(weights)
     if not run.dry_run:
         undo = weights if run.keep_undo else None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.artifact.lora import LoraStyle, save_lora
+from erase_sd.artifact.lora import LoraStyle, save_lora, second_file
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED
 from erase_sd.models.files import check_apart, check_target
@@ -41,6 +41,7 @@ class Exported:
         rank: Its rank.
         size: Its bytes.
         loads: Which hosts load it; "" if that is not known.
+        second: The file for the second network of a model that draws with two.
     """
 
     out: Path
@@ -48,16 +49,20 @@ class Exported:
     rank: int
     size: int
     loads: str = ""
+    second: Path | None = None
 
     def json(self) -> dict[str, Any]:
         """For programs."""
         about = {"bytes": self.size, "rank": self.rank, "style": self.style, "loads": self.loads}
-        return {"out": str(self.out), **about}
+        second = {"second": str(self.second)} if self.second else {}
+        return {"out": str(self.out), **second, **about}
 
     def lines(self) -> list[str]:
         """For people."""
         size = f"{self.size / 1000:.0f} kB"
         lines = [f"wrote {self.out}: {self.style} LoRA, rank {self.rank}, {size}"]
+        if self.second:
+            lines.append(f"wrote {self.second}: the same for the second network, transformer_2")
         return [*lines, f"loads in {self.loads}"] if self.loads else lines
 
 
@@ -115,4 +120,5 @@ def export(
         allow_other_base=allow_other_base,
     )
     loads = LOADS.get((total.architecture, style), "")
-    return Exported(path, style, total.rank, path.stat().st_size, loads)
+    second = second_file(path) if any(s.second for s in total.editable(weights)) else None
+    return Exported(path, style, total.rank, path.stat().st_size, loads, second)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase_sd.algebra.certificate import energy_share
+from erase_sd.algebra.certificate import energy_left
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
 from erase_sd.artifact.report import layers_text, printable
@@ -23,6 +23,7 @@ from erase_sd.models.files import PROVENANCE
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.placing import settle
 from erase_sd.operations.common import Run, open_model
+from erase_sd.text.background import positions
 from erase_sd.text.encoder import TextEncoder
 
 
@@ -144,16 +145,13 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         if stored is None:
             continue
         prompts = in_contexts(concept.forget, concept.contexts)
-        moments = encoder.moments(prompts, concept.tokens)[TOKENS]
+        moments = encoder.moments(prompts, concept.tokens, length=positions(encoder))[TOKENS]
         # A file that does not say was made of the architecture's own layer, the first.
         told = concept.layers or encoder.layers[:1]
         unknown = set(told) - set(encoder.layers)
         if unknown:
             return Check("forget prompts fade", False, f"no layer {unknown.pop()} is read here")
-        now = max(
-            energy_share(moments[encoder.layers.index(layer)].gram, concept.edit.matrix)
-            for layer in told
-        )
+        now = max(energy_left(moments[encoder.layers.index(layer)], concept.edit) for layer in told)
         if abs(now - stored) > 1e-3:
             return Check(
                 "forget prompts fade",

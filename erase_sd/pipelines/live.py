@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure, combine
-from erase_sd.models.architectures import TOKENS, Site, identify
+from erase_sd.models.architectures import SECOND, TOKENS, Site
 from erase_sd.pipelines.hooks import FeatureHook, SiteHook
+from erase_sd.pipelines.networks import denoisers_of, kind_of
 from erase_sd.pipelines.sketch import differs, sketch
 from erase_sd.text.encoder import TextEncoder
 
@@ -24,23 +25,10 @@ _ATTRIBUTE = "_erase_sd_live"
 _MAKING = threading.Lock()
 
 
-def denoiser_of(pipe: Any) -> Any:
-    """The denoiser of a pipeline (or the denoiser itself).
-
-    Without what `torch.compile` wraps around it.
-
-    Raises:
-        ValueError: If there are two: what is erased from one would be drawn by the other.
-    """
-    if getattr(pipe, "transformer_2", None) is not None:
-        raise ValueError("this pipeline has two networks that read the text; expected one")
-    found = [getattr(pipe, name, None) for name in ("unet", "transformer")]
-    denoiser = next((d for d in found if d is not None), pipe)  # a compiled one has no truth value
-    return getattr(denoiser, "_orig_mod", denoiser)
-
-
 class LiveErasure:
-    """What is erased from one denoiser right now, and the weights to put back.
+    """What is erased from a model right now, and the weights to put back.
+
+    Both networks of a model that draws with two are edited alike.
 
     Weights are always computed from the originals, so nothing accumulates: applying and removing in
     any order ends in the same bits. Every change happens whole or not at all, one thread at a time.
@@ -48,11 +36,9 @@ class LiveErasure:
     A copy or pickle of the denoiser takes the originals along; `save_pretrained` does not.
     """
 
-    def __init__(self, denoiser: nn.Module, *, runtime: bool = False) -> None:
-        config = dict(denoiser.config)  # type: ignore[arg-type]
-        config.setdefault("_class_name", type(denoiser).__name__)
-        self.architecture = identify(config)
-        self.denoiser = denoiser
+    def __init__(self, networks: Mapping[str, nn.Module], *, runtime: bool = False) -> None:
+        self.architecture = kind_of(networks)
+        self.networks = dict(networks)
         self.runtime = runtime
         self.scale = 1.0
         self._lock = threading.RLock()
@@ -71,7 +57,7 @@ class LiveErasure:
 
     @classmethod
     def of(cls, pipe: Any, *, runtime: bool | None = None) -> LiveErasure:
-        """The live erasure of a pipeline (or denoiser), made on first use.
+        """The live erasure of a pipeline (or its one denoiser), made on first use.
 
         Args:
             pipe: A pipeline or its denoiser.
@@ -80,14 +66,22 @@ class LiveErasure:
                 None keeps the mode it has.
 
         Raises:
-            ValueError: If the other mode is in use, or the denoiser is of no known kind.
+            ValueError: If the other mode is in use, the denoiser is of no known kind, or one of
+                two networks is erased without the other.
         """
-        denoiser = denoiser_of(pipe)
+        networks = denoisers_of(pipe)
         with _MAKING:
-            live = getattr(denoiser, _ATTRIBUTE, None)
-            if live is None:
-                live = cls(denoiser, runtime=bool(runtime))
-                object.__setattr__(denoiser, _ATTRIBUTE, live)  # not a sub-module
+            lives = {id(found): found for n in networks.values() if (found := _live(n)) is not None}
+            live = next(iter(lives.values()), None)
+            if live is None or (live.networks != networks and not live.erasures):
+                live = cls(networks, runtime=bool(runtime))
+                for network in networks.values():
+                    object.__setattr__(network, _ATTRIBUTE, live)  # not a sub-module
+            elif live.networks != networks or len(lives) > 1:
+                raise ValueError(
+                    "one of this model's two networks is erased by itself, or with another; take "
+                    "that out first, and erase the pipeline"
+                )
         if runtime is not None and runtime != live.runtime:
             if live.erasures:
                 told = "erasures are applied in the other mode; remove them before changing it"
@@ -136,13 +130,14 @@ class LiveErasure:
         If they were replaced, nothing is erased any more.
         """
         found = {}
-        for name, parameter in self.denoiser.named_parameters():
-            plain = name.replace(".base_layer.", ".")  # loading a LoRA renames modules around them
-            if ".lora_" not in name and self.architecture.site(plain):
-                found[plain] = parameter
-        if not found or any(
-            getattr(m, "fused_projections", False) for m in self.denoiser.modules()
-        ):
+        for prefix, network in self.networks.items():
+            for name, parameter in network.named_parameters():
+                # Loading a LoRA renames modules around them.
+                plain = prefix + name.replace(".base_layer.", ".")
+                if ".lora_" not in name and self.architecture.site(plain):
+                    found[plain] = parameter
+        modules = (m for network in self.networks.values() for m in network.modules())
+        if not found or any(getattr(m, "fused_projections", False) for m in modules):
             raise ValueError(
                 "this denoiser's key and value projections are fused; call "
                 "unfuse_qkv_projections() before erasing"
@@ -256,16 +251,22 @@ class LiveErasure:
         if total is not None:
             if total.left or total.kinds != "kv" or self.architecture.denoiser != "unet":
                 for site in total.editable(self._parameters):
-                    module = self.denoiser.get_submodule(site.module)
+                    network = self.networks[SECOND if site.second else ""]
+                    module = network.get_submodule(site.module.removeprefix(SECOND))
                     handles.append(module.register_forward_hook(SiteHook(total.edit_of(site))))
             else:
                 edits = {s: e.scaled(total.scale) for s, e in total.right.items()}
-                handles.append(
-                    self.denoiser.register_forward_pre_hook(FeatureHook(edits), with_kwargs=True)
-                )
+                handles += [
+                    network.register_forward_pre_hook(FeatureHook(edits), with_kwargs=True)
+                    for network in self.networks.values()
+                ]
         for handle in self._handles:
             handle.remove()
         self._handles = handles
+
+
+def _live(network: Any) -> LiveErasure | None:
+    return getattr(network, _ATTRIBUTE, None)
 
 
 def _stream(live: LiveErasure, name: str) -> str | None:

@@ -98,6 +98,7 @@ def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = 
     diffusers_logging.disable_progress_bar()
     check_device(device)
     if isinstance(model, SingleFile):
+        model.check_reads()
         single = StableDiffusionXLPipeline if model.kind == "sdxl" else StableDiffusionPipeline
         inside = (Path(model.tokenizer) / "model_index.json").is_file()
         config = model.tokenizer if inside else None

@@ -3,7 +3,8 @@
 An edit that knows nothing but the forget prompts harms everything that shares a direction with
 them. So each encoder's own whole-word vocabulary, in neutral templates, is encoded once, summed
 into one `d × d` matrix and cached. Words too near the forget prompts are taken out again by
-subtraction.
+subtraction. Where features are so wide that this matrix would fill the memory, one state of each
+prompt, drawn by lot, is kept in its place and stands for the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erase_sd.algebra.moments import SecondMoment
-from erase_sd.models.architectures import Stream
+from erase_sd.models.architectures import TOKENS, Stream
 from erase_sd.models.files import atomic_path
 from erase_sd.models.tensor_files import write_tensors
 from erase_sd.text.encoder import TextEncoder
@@ -34,7 +36,8 @@ RULE = "all-but-bos"
 # Positions that are encoded: a causal encoder's first states do not depend on later ones, and
 # padding resembles padding, so a third of the line tells what the whole would.
 LENGTH = 24
-FORMAT = "4"  # of the cached file; older ones are made again
+WIDE = 4096  # features above which one state stands for each prompt, and no d × d sum is made
+FORMAT = "5"  # of the cached file; older ones are made again
 
 
 def cache_folder() -> Path:
@@ -50,7 +53,7 @@ class Background:
 
     Attributes:
         moments: For each stream and each layer that a host may feed, the sum over all prompts'
-            features (every position but BOS).
+            features (every position but BOS), or one row for each prompt.
         prompts: The prompts.
         meanings: `(n, d)` float32, each prompt's pooled vector or EOS state.
         means: `(n, d)` float32, the mean of each prompt's token states.
@@ -85,11 +88,14 @@ class Background:
         """The moments less some prompts."""
         if not indices:
             return self.moments
-        gone = encoder.moments([self.prompts[i] for i in indices], RULE, length=LENGTH)
-        return {
-            stream: tuple(a - b for a, b in zip(layers, gone[stream], strict=True))
-            for stream, layers in self.moments.items()
-        }
+        drawn = [TOKENS] if is_wide(encoder) else []
+        summed = [stream for stream in self.moments if stream not in drawn]
+        told = [self.prompts[i] for i in indices] if summed else []
+        gone = encoder.moments(told, RULE, length=LENGTH)
+        left = {s: tuple(m.leaving_out(indices) for m in self.moments[s]) for s in drawn}
+        for s in summed:
+            left[s] = tuple(a - b for a, b in zip(self.moments[s], gone[s], strict=True))
+        return left
 
 
 def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
@@ -104,6 +110,19 @@ def vocabulary(encoder: TextEncoder, limit: int = WORDS) -> list[str]:
     return list(dict.fromkeys(w for w in words if len(w) >= 3 and w.isascii() and w.isalpha()))[
         :limit
     ]
+
+
+def is_wide(encoder: TextEncoder) -> bool:
+    """Whether its token states are too wide for a sum of `d × d`."""
+    return encoder.width > WIDE
+
+
+def positions(encoder: TextEncoder) -> int | None:
+    """How many positions of a line forget prompts are encoded to; None for all.
+
+    Of wide features the padding, which resembles itself, is told by its first positions.
+    """
+    return LENGTH if is_wide(encoder) else None
 
 
 def meanings(encoder: TextEncoder, prompts: list[str]) -> Tensor:
@@ -131,7 +150,8 @@ def background(encoder: TextEncoder) -> Background:
     ]
     # One encoder is read in one way by this architecture and in another by that.
     how = repr([tower.spec for tower in encoder.towers])
-    told = "\n".join([FORMAT, RULE, str(LENGTH), how, *prompts])
+    kind = "drawn" if is_wide(encoder) else "summed"
+    told = "\n".join([FORMAT, RULE, str(LENGTH), kind, how, *prompts])
     content = hashlib.sha256(told.encode()).hexdigest()
     path = cache_folder() / f"background-{encoder.fingerprint[:16]}-{content[:8]}.safetensors"
     if path.exists():
@@ -155,10 +175,13 @@ def background(encoder: TextEncoder) -> Background:
 def _gather(encoder: TextEncoder, prompts: list[str]) -> Background:
     moments = encoder.no_moments()
     meant, means = [], []
+    lots = torch.rand(len(prompts), generator=torch.Generator().manual_seed(0))
+    wide = is_wide(encoder)
     for states in encoder.stream(
         prompts, length=LENGTH, progress="background moment (once per text encoder)"
     ):
-        moments = gathered(moments, states, RULE)
+        drawn, lots = lots[: len(states.prompts)], lots[len(states.prompts) :]
+        moments = gathered(moments, states, RULE, lots=drawn if wide else None)
         meant.append(states.meanings)
         means.append(states.means(RULE))
     return Background(moments, tuple(prompts), torch.cat(meant), torch.cat(means))
@@ -167,10 +190,7 @@ def _gather(encoder: TextEncoder, prompts: list[str]) -> Background:
 def _read(path: Path, encoder: TextEncoder, prompts: list[str]) -> Background:
     data = load_file(path)
     moments = {
-        stream: tuple(
-            SecondMoment(data[f"{k}.gram"], data[f"{k}.total"], float(data[f"{k}.count"]))
-            for k in (f"{stream}.{i}" for i in range(len(layers)))
-        )
+        stream: tuple(_moment(data, f"{stream}.{i}") for i in range(len(layers)))
         for stream, layers in encoder.no_moments().items()
     }
     if any(m.width != encoder.widths[s] for s, layers in moments.items() for m in layers):
@@ -182,12 +202,19 @@ def _read(path: Path, encoder: TextEncoder, prompts: list[str]) -> Background:
     return Background(moments, tuple(prompts), data["meanings"], data["means"])
 
 
+def _moment(data: Mapping[str, Tensor], key: str) -> SecondMoment:
+    held, weights = data[f"{key}.held"].double(), data.get(f"{key}.weights")
+    return SecondMoment(held, weights, data[f"{key}.total"], float(data[f"{key}.count"]))
+
+
 def _write(path: Path, made: Background) -> None:
     tensors = {"meanings": made.meanings.contiguous(), "means": made.means.contiguous()}
     for stream, layers in made.moments.items():
         for i, moment in enumerate(layers):
             key = f"{stream}.{i}"
-            tensors |= {f"{key}.gram": moment.gram, f"{key}.total": moment.total}
+            tensors |= {f"{key}.held": moment.held, f"{key}.total": moment.total}
+            if moment.weights is not None:  # rows are states, which float32 holds
+                tensors |= {f"{key}.held": moment.held.float(), f"{key}.weights": moment.weights}
             tensors[f"{key}.count"] = torch.tensor(moment.count, dtype=torch.float64)
     with atomic_path(path, force=True) as draft:
         write_tensors(draft, tensors)

@@ -117,6 +117,7 @@ class TextEncoder(Gathering):
             ValueError: If they cannot be loaded.
         """
         if isinstance(checkpoint, SingleFile):
+            checkpoint.check_reads()
             return cls(
                 checkpoint.architecture,
                 single_file_towers(checkpoint, device),

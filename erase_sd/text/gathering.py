@@ -156,14 +156,27 @@ def gathered(
     states: PromptStates,
     rule: str,
     times: int = 1,
+    lots: Tensor | None = None,
 ) -> dict[Stream, tuple[SecondMoment, ...]]:
-    """Moments of every stream and layer, some prompts' features added `times` over.
+    """Moments of every stream and layer, some prompts' features added.
 
-    The rule picks tokens.
+    Args:
+        moments: So far.
+        states: Of the prompts.
+        rule: Which tokens count.
+        times: How often each prompt does.
+        lots: `(n,)` numbers from 0 to 1; by them one state of each prompt is drawn, which counts
+            for all of its states.
     """
     found: dict[Stream, tuple[SecondMoment, ...]] = {}
     for stream, own in moments.items():
-        new = [SecondMoment.of(rows) for rows in states.every(rule, stream)]
+        layers = states.every(rule, stream)
+        weights = None
+        if lots is not None and stream == TOKENS:
+            weights = states.mask(rule).sum(1)
+            drawn = weights.cumsum(0) - weights + (lots * weights).long()
+            layers = [rows[drawn] for rows in layers]
+        new = [SecondMoment.of(rows, weights) for rows in layers]
         if times > 1:
             new = [m.weighing(times * m.count) if m.count else m for m in new]
         found[stream] = tuple(a + b for a, b in zip(own, new, strict=True))

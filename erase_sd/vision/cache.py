@@ -119,7 +119,9 @@ class Cache:
                 gram, total, count = parts
                 if gram is None or total is None or count is None:
                     raise ValueError(f"{path} lacks the layer {layer.name}")
-                found.setdefault(layer.name, []).append(SecondMoment(gram, total, float(count)))
+                found.setdefault(layer.name, []).append(
+                    SecondMoment.summed(gram, total, float(count))
+                )
         return cls(found)
 
 
@@ -128,7 +130,7 @@ def _positive(moment: SecondMoment) -> SecondMoment:
     if float(values[0]) >= 0:
         return moment
     gram = (vectors * values.clamp(min=0)) @ vectors.T
-    return SecondMoment(gram, moment.total, moment.count)
+    return SecondMoment.summed(gram, moment.total, moment.count)
 
 
 def fingerprint(model: nn.Module) -> str:

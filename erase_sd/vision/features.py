@@ -90,6 +90,6 @@ def gathered(moments: Mapping[str, Sequence[SecondMoment]]) -> Moments:
         count = torch.tensor([moment.count], dtype=torch.float64)
         parts = (moment.gram, moment.total, count)
         gram, total, counts = (reduce(t.to(device), "sum").cpu() for t in parts)
-        return SecondMoment(gram, total, float(counts))
+        return SecondMoment.summed(gram, total, float(counts))
 
     return {name: [whole(m) for m in groups] for name, groups in moments.items()}

@@ -54,6 +54,10 @@ def problem():
     )
 
 
+def ridged(problem, epsilon):
+    return problem.retain.matrix + problem.retain.ridge(epsilon) * torch.eye(D, dtype=double)
+
+
 def run(method, problem, **options):
     return method.solve(problem, method.Options(**options))
 
@@ -91,7 +95,9 @@ def reference(name):
         n = NULL.numpy()
         m0 = 0.01 * ((len(n) - 1) * Cr + np.outer(n[0], n[0]))
         top = sum(np.outer(b, a) for a, b in zip(c, g, strict=True)) / len(c) + m0
-        return top @ np.linalg.inv(sum(np.outer(a, a) for a in c) / len(c) + m0)
+        bottom = sum(np.outer(a, a) for a in c) / len(c) + m0
+        ridge = 1e-8 * np.trace(bottom) / D * eye  # ours: few words do not fill the space
+        return (top + ridge) @ np.linalg.inv(bottom + ridge)
     if name == "dp":
         kept = np.concatenate([k, NULL.numpy()])
         u2 = scipy.linalg.null_space(kept)
@@ -167,7 +173,7 @@ def test_rescaled_features_rescale_nothing(name, problem):
 def test_projections_are_idempotent_and_of_their_rank(method, k, problem):
     T = run(method, problem, rank=k).matrix
     torch.testing.assert_close(T @ T, T, atol=1e-8, rtol=1e-6)
-    assert torch.linalg.matrix_rank(T) == D - k
+    assert torch.linalg.matrix_rank(T, atol=1e-6) == D - k
 
 
 @pytest.mark.parametrize("method", [unlink_deflated, unlink_oblique, rayleigh])
@@ -198,7 +204,7 @@ def test_oblique_is_optimal(problem):
 
 def test_rayleigh_detectors_are_orthonormal_in_the_retained_metric(problem):
     edit = run(rayleigh, problem, rank=3, epsilon=0.1, protect_null=False)
-    C_ = problem.retain.ridged(0.1)
+    C_ = ridged(problem, 0.1)
     torch.testing.assert_close(edit.B.T @ C_ @ edit.B, torch.eye(3, dtype=double))
     torch.testing.assert_close(edit.A, C_ @ edit.B)
 
@@ -210,16 +216,16 @@ def test_rayleigh_with_an_infinite_ridge_is_unlink(problem):
 
 
 def test_rayleigh_picks_its_rank_from_the_spectrum(problem):
-    values = scipy.linalg.eigh(
-        F.numpy().T @ F.numpy() / len(F), problem.retain.ridged(1e-3).numpy()
-    )[0][::-1]
+    values = scipy.linalg.eigh(F.numpy().T @ F.numpy() / len(F), ridged(problem, 1e-3).numpy())[0][
+        ::-1
+    ]
     for share in (0.5, 0.1, 0.01):
         edit = run(rayleigh, problem, share=share, protect_null=False)
         assert edit.rank == (values >= share * values[0]).sum()
 
 
 def test_rayleigh_least_squares_form(problem):
-    C_ = problem.retain.ridged(0.1)
+    C_ = ridged(problem, 0.1)
     want = C_ @ torch.linalg.inv(C_ + problem.forget.matrix)
     got = run(rayleigh, problem, variant="lsq", epsilon=0.1, protect_null=False).matrix
     torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-6)

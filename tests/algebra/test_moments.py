@@ -17,6 +17,44 @@ def test_streaming_equals_batch_and_subtraction_undoes_it(n, d, cut, seed):
     assert (whole - a).count == n - k
 
 
+def rows_of(n, d, seed):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=g, dtype=torch.float64) * torch.logspace(0, -3, d).double()
+
+
+@given(n=st.integers(2, 11), d=st.integers(12, 20), gone=st.booleans(), seed=st.integers(0, 2**16))
+def test_rows_held_one_by_one_are_their_sum(n, d, gone, seed):
+    rows = rows_of(n, d, seed)
+    few = SecondMoment.of(rows, torch.arange(1, n + 1))
+    if gone:  # a row taken out leaves one that counts less than nothing, and cancels
+        few = few - SecondMoment.of(rows[:1])
+    assert few.weights is not None
+    whole = SecondMoment.summed(few.gram, few.total, few.count)
+    basis, _ = torch.linalg.qr(rows_of(3, d, seed + 1).T)
+    V, exact = rows_of(2, d, seed + 2).T, {"atol": 1e-9, "rtol": 1e-7}
+    torch.testing.assert_close(few.times(V), whole.times(V), **exact)
+    torch.testing.assert_close(few.outside(basis).gram, whole.outside(basis).gram, **exact)
+    torch.testing.assert_close(few.root @ few.root.T, whole.matrix, **exact)
+    assert few.energy == pytest.approx(whole.energy) == pytest.approx(float(whole.matrix.trace()))
+    values, vectors = few.eigen
+    torch.testing.assert_close((vectors * values) @ vectors.T, whole.matrix, **exact)
+    torch.testing.assert_close(values[:n], whole.eigen[0][: len(values)][:n], **exact)
+    solved = few.inverse(few.ridge(1e-3))(V)
+    torch.testing.assert_close(solved, whole.inverse(few.ridge(1e-3))(V), atol=1e-7, rtol=1e-7)
+
+
+def test_rows_that_are_left_out_were_never_there():
+    rows = rows_of(6, 9, 0)
+    left = SecondMoment.of(rows).leaving_out([1, 4])
+    torch.testing.assert_close(left.gram, SecondMoment.of(rows[[0, 2, 3, 5]]).gram)
+    torch.testing.assert_close(
+        left.inverse(0.1)(rows.T), (left - left.of(rows[:0])).inverse(0.1)(rows.T)
+    )
+    assert left.count == 4
+    with pytest.raises(ValueError, match="one by one"):
+        SecondMoment.of(rows_of(10, 9, 0)).leaving_out([1])
+
+
 def test_matrix_is_the_uncentred_second_moment():
     rows = torch.randn(30, 5, dtype=torch.float64) + 3
     torch.testing.assert_close(
@@ -49,9 +87,9 @@ def test_widths_must_agree():
 
 def test_a_relative_ridge_ignores_the_scale():
     rows = torch.randn(20, 4, dtype=torch.float64)
-    torch.testing.assert_close(
-        SecondMoment.of(10 * rows).ridged(0.1), 100 * SecondMoment.of(rows).ridged(0.1)
-    )
+    small, large = SecondMoment.of(rows), SecondMoment.of(10 * rows)
+    assert large.ridge(0.1) == pytest.approx(100 * small.ridge(0.1))
+    assert small.ridge(0.1) == pytest.approx(0.1 * float(small.matrix.trace()) / 4)
 
 
 def test_orthonormal_basis_holds_the_rows():

@@ -129,7 +129,7 @@ def test_the_right_side_is_the_least_squares_answer_when_nothing_is_cut_or_prote
     task = problem()
     free = Problem(forget=task.forget, retain=task.retain)
     edit = soft.solve(free, soft.Options(mu=2.0, epsilon=0.1, cut=0.0))
-    C = free.retain.ridged(0.1)
+    C = free.retain.matrix + free.retain.ridge(0.1) * torch.eye(D, dtype=double)
     want = C @ torch.linalg.inv(C + 2.0 * free.forget.matrix)
     torch.testing.assert_close(edit.matrix, want, atol=1e-7, rtol=1e-6)
     assert float(edit.gains.max()) < 1  # no direction is overshot

@@ -5,6 +5,7 @@ is asked how a prompt is put into words.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,15 +15,22 @@ import torch
 from diffusers import SanaPipeline
 
 from erase_sd.artifact.base import WrongBase
-from erase_sd.artifact.lora import lora_tensors, save_lora
+from erase_sd.artifact.lora import lora_tensors, save_lora, second_file
 from erase_sd.cli.main import main
 from erase_sd.fit.solve import Settings, fit
+from erase_sd.models.architectures import SECOND
 from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.models.comfyui_names import COMFYUI
 from erase_sd.pipelines import LiveErasure, apply_to_pipeline
 from erase_sd.text.encoder import TextEncoder
 from erase_sd.text.fingerprint import fingerprint_of
 from tests.models import tiny, tiny_video
+
+
+def networks(pipe):
+    second = getattr(pipe, "transformer_2", None)
+    return [pipe.transformer] if second is None else [pipe.transformer, second]
+
 
 PROMPT = "a photo of a cat"
 
@@ -99,6 +107,12 @@ CASES = {
         lambda pipe: int(pipe.encode_prompt(PROMPT)[0].abs().amax(-1).gt(0).sum()),
         VIDEO,
     ),
+    "wan2.2": Case(
+        tiny_video.wan22,
+        "wan",
+        lambda pipe: int(pipe.encode_prompt(PROMPT)[0].abs().amax(-1).gt(0).sum()),
+        VIDEO,
+    ),
     "flux2-klein": Case(tiny.flux2_klein, "flux2-klein", options=UNGUIDED, lora=BOTH),
     "flux2": Case(tiny.flux2_dev, "flux2", lora=BOTH),
 }
@@ -127,11 +141,12 @@ class Model:
         handles = []
         for site in LiveErasure.of(self.pipe).sites:
 
-            def catch(module, args, output, name=site.stream):
+            def catch(module, args, output, name=f"{site.stream}{' 2' * site.second}"):
                 rows = args[0].detach().flatten(0, -2), output.detach().flatten(0, -2)
                 found.setdefault(name, rows)
 
-            module = self.pipe.transformer.get_submodule(site.module)
+            network = networks(self.pipe)[-1 if site.second else 0]
+            module = network.get_submodule(site.module.removeprefix(SECOND))
             handles.append(module.register_forward_hook(catch))
         self.draw(prompt)
         for handle in handles:
@@ -145,7 +160,7 @@ def model(request):
     case = CASES[request.param]
     pipe = case.build()
     with torch.no_grad():  # not zero: adaLN outputs start at zero and would hide the text
-        for p in pipe.transformer.parameters():
+        for p in itertools.chain(*(n.parameters() for n in networks(pipe))):
             p.copy_(torch.randn(p.shape) * (0.3 if p.ndim > 1 else 0.1) + (p.ndim == 1))
     pipe.set_progress_bar_config(disable=True)
     encoder = TextEncoder.of(pipe)
@@ -163,9 +178,10 @@ def saved(model, tmp_path):
 def test_features_are_those_that_the_pipeline_feeds_the_network(model):
     assert model.encoder.architecture.name == model.case.name
     ours, fed = model.encoder.encode([PROMPT]), model.caught()
-    assert fed.keys() == model.encoder.widths.keys()
+    assert {key.split()[0] for key in fed} == model.encoder.widths.keys()
+    assert len(fed) == len(model.encoder.widths) * len(networks(model.pipe))
     for stream, (theirs, _) in fed.items():
-        rows = ours.rows("all", stream)
+        rows = ours.rows("all", stream.split()[0])
         torch.testing.assert_close(theirs[: len(rows)], rows, atol=1e-5, rtol=1e-4)
     read = model.case.read(model.pipe) if model.case.read else len(fed["tokens"][0])
     assert len(ours.rows("all")) == read
@@ -190,10 +206,10 @@ def test_the_concept_is_gone_from_what_the_network_reads_and_the_empty_prompt_st
     own = model.encoder.encode([PROMPT]).mask("last-subject")[0].nonzero()[:, 0]
     null = model.encoder.encode([""])
     for stream in before:
-        read = len(null.rows("all", stream))
+        read = len(null.rows("all", stream.split()[0]))
         kept = still[stream][1][:read], empty[stream][1][:read]
         torch.testing.assert_close(*kept, atol=1e-3, rtol=1e-3)
-        at = own if stream == "tokens" else slice(None)
+        at = own if stream.startswith("tokens") else slice(None)
         moved = (after[stream][1] - before[stream][1])[at].norm(dim=1)
         assert bool((moved > 0.01 * before[stream][1][at].norm(dim=1)).all())
     assert model.erasure.concepts[0].certificate["null_change"] < 1e-3
@@ -214,6 +230,8 @@ def test_baked_is_runtime_is_lora_and_goes_away(model, tmp_path):
     for style in model.case.lora:
         file = save_lora(model.erasure, weights, tmp_path / f"{style}.safetensors", style=style)
         model.pipe.load_lora_weights(str(file))
+        if len(networks(model.pipe)) > 1:
+            model.pipe.load_lora_weights(str(second_file(file)), load_into_transformer_2=True)
         torch.testing.assert_close(model.draw(), baked, atol=2e-3, rtol=2e-3)
         model.pipe.unload_lora_weights()
         assert torch.equal(model.draw(), original)
@@ -258,13 +276,3 @@ def test_files_alone_name_the_encoder_and_another_model_is_refused(model, saved,
         assert other.fingerprint != encoder.fingerprint
     with pytest.raises(WrongBase, match=f"for sd, the model is {model.case.name}"):
         apply_to_pipeline(model.pipe.transformer, cat)
-
-
-def test_two_networks_that_read_the_text_are_refused(tmp_path):
-    pipe = tiny_video.wan()
-    pipe.register_modules(transformer_2=pipe.transformer)
-    with pytest.raises(ValueError, match="two networks that read the text"):
-        LiveErasure.of(pipe)
-    pipe.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="two networks that read the text"):
-        DiffusersFolder.open(tmp_path)

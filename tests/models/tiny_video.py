@@ -36,9 +36,8 @@ def ltx():
     )
 
 
-def wan():
-    tokenizer, encoder = umt5(96)
-    transformer = df.WanTransformer3DModel(
+def wan_network():
+    return df.WanTransformer3DModel(
         patch_size=(1, 2, 2),
         in_channels=16,
         out_channels=16,
@@ -49,6 +48,10 @@ def wan():
         rope_max_seq_len=32,
         **ATTENTION,
     )
+
+
+def wan(**more):
+    tokenizer, encoder = umt5(96)
     coder = df.AutoencoderKLWan(
         base_dim=3,
         z_dim=16,
@@ -57,9 +60,15 @@ def wan():
         temperal_downsample=[False, True, True],
     )
     return df.WanPipeline(
-        transformer=transformer,
+        transformer=wan_network(),
         scheduler=flow(),
         vae=coder,
         text_encoder=encoder,
         tokenizer=tokenizer,
+        **more,
     )
+
+
+def wan22():
+    """Wan 2.2's larger kind: one network for the noisy steps, another for the last."""
+    return wan(transformer_2=wan_network(), boundary_ratio=0.9)

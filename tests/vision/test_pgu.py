@@ -49,7 +49,7 @@ def test_projected_steps_leave_retained_features_alone(trained, task):
 
 def test_spaces_take_the_smallest_enough():
     gram = torch.diag(torch.tensor([16.0, 9, 4, 1])).double()
-    cache = Cache({"a": [SecondMoment(gram, torch.zeros(4).double(), 1.0)]})
+    cache = Cache({"a": [SecondMoment.summed(gram, torch.zeros(4).double(), 1.0)]})
     assert [cache.spaces(g)["a"][0].shape[1] for g in (0.4, 0.41, 0.7, 1.0)] == [1, 2, 2, 4]
     assert cache.spaces(0.5, "sigma2")["a"][0].shape[1] == 1
     with pytest.raises(ValueError, match="sigma or sigma2"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
-from erase_sd.algebra.spectral import importance, without
+from erase_sd.algebra.spectral import Importance
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,6 @@ class Options:
 
 def solve(problem: Problem, options: Options) -> LowRankEdit:
     """`x → x − P_f x + P_f P_r x`, one α for both. Source: arXiv 2505.12677."""
-    forget, retain = (
-        importance(problem.forget, options.alpha),
-        importance(problem.retain, options.alpha),
-    )
-    return without(forget - forget @ retain, problem.width)
+    forget = Importance.of(problem.forget, options.alpha)
+    retain = Importance.of(problem.retain, options.alpha)
+    return LowRankEdit(forget.vectors * forget.weights, retain.outside(forget.vectors)).trimmed()

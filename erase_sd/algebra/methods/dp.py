@@ -9,7 +9,7 @@ import torch
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.moments import orthonormal
 from erase_sd.algebra.options import within
-from erase_sd.algebra.problem import Problem, complement
+from erase_sd.algebra.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,15 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     prompts; `U₂` is the left null space of the kept prompts' and the empty prompt's states.
 
     Source: arXiv 2604.10032; several concepts at once are solved jointly.
+
+    Raises:
+        ValueError: If what is preserved fills the space.
     """
     kept = torch.cat([problem.kept, problem.null])
     safe = torch.cat([problem.anchors, problem.kept])
-    C, free = problem.concepts.T, complement(kept, problem.width, energy=options.energy)
-    S = orthonormal(safe) if len(safe) else torch.zeros(problem.width, 0, dtype=C.dtype)
-    X = free.T @ C
-    return LowRankEdit(C - S @ (S.T @ C), free @ torch.linalg.pinv(X).T)
+    C, seen = problem.concepts.T, orthonormal(kept, energy=options.energy)
+    if seen.shape[1] >= problem.width:
+        raise ValueError("the protected states fill the whole feature space: nothing can be erased")
+    S = orthonormal(safe)
+    X = C - seen @ (seen.T @ C)  # U₂ U₂ᵀ C
+    return LowRankEdit(C - S @ (S.T @ C), torch.linalg.pinv(X).T)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
-from erase_sd.algebra.spectral import importance, without
+from erase_sd.algebra.spectral import Importance
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ class Options:
 
 def solve(problem: Problem, options: Options) -> LowRankEdit:
     """`x → x − P_f x + P_r P_f x`. Source: Deep Unlearning, Eq. 4-6; the order is the paper's."""
-    forget = importance(problem.forget, options.alpha_forget)
-    retain = importance(problem.retain, options.alpha_retain)
-    return without(forget - retain @ forget, problem.width)
+    forget = Importance.of(problem.forget, options.alpha_forget)
+    retain = Importance.of(problem.retain, options.alpha_retain)
+    return LowRankEdit(retain.outside(forget.vectors * forget.weights), forget.vectors).trimmed()

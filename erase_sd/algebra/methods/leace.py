@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
 
@@ -40,10 +39,11 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     if r.count <= 0:
         raise ValueError("LEACE needs retain features as its second class")
     mean = (f.mean + r.mean) / 2
-    covariance = (f.matrix + r.matrix) / 2 - torch.outer(mean, mean)
+    spread = f.weighing(0.5) + r.weighing(0.5) - SecondMoment.of(mean[None])
+    covariance = replace(spread, count=1.0)  # what is left is centred, and counted as one
     cross = (f.mean - r.mean) / 4  # Cov(x, z) for two classes of weight 1/2
-    values, vectors = torch.linalg.eigh(covariance)
-    keep = values > options.tolerance * values[-1]
+    values, vectors = covariance.eigen
+    keep = values > options.tolerance * values[0]
     root, basis = values[keep].sqrt(), vectors[:, keep]
     u = (basis.T @ cross) / root
     u = u / u.norm()

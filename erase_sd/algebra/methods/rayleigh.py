@@ -10,7 +10,7 @@ import torch
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
-from erase_sd.algebra.problem import Problem, unprotected
+from erase_sd.algebra.problem import Problem, protected
 from erase_sd.algebra.quotient import quotient
 
 
@@ -60,13 +60,10 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
         ValueError: If `rank` is beyond what the forget prompts span.
     """
     paper = options.variant == "paper"
-    free = options.protect_null and not paper
-    Q = (
-        unprotected(problem, named=options.protect_named)
-        if free
-        else torch.eye(problem.width, dtype=torch.float64)
-    )
-    lam, U = quotient(problem, Q, options.epsilon)
+    kept = torch.zeros(problem.width, 0, dtype=torch.float64)
+    if options.protect_null and not paper:
+        kept = protected(problem, named=options.protect_named)
+    lam, U = quotient(problem, kept, options.epsilon)
     rank = options.rank
     if options.variant == "lsq":
         rank = len(lam)
@@ -83,6 +80,6 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
             stacklevel=2,
         )
         return LowRankEdit(U * lam.clamp(max=1), U)
-    carrier = problem.forget.matrix @ U / lam
+    carrier = problem.forget.times(U) / lam
     gain = lam / (1 + lam) if options.variant == "lsq" else torch.ones_like(lam)
     return LowRankEdit(carrier * gain, U)

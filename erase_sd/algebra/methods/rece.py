@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.methods import uce
+from erase_sd.algebra.moments import check_dense
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
 from erase_sd.algebra.revival import revival
@@ -35,8 +36,9 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     Source: arXiv 2407.12383.
 
     Raises:
-        ValueError: If the problem has no `weight_gram`.
+        ValueError: If the problem has no `weight_gram`, or is too wide for one.
     """
+    check_dense(problem.width)
     if problem.weight_gram.shape != (problem.width, problem.width):
         raise ValueError("RECE needs the weights' Gram matrix; give the problem a `weight_gram`")
     edit = uce.solve(problem, options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
-from erase_sd.algebra.problem import Problem, unprotected
+from erase_sd.algebra.problem import Problem, protected
 from erase_sd.algebra.quotient import quotient
 
 
@@ -47,9 +47,8 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
         NothingLeft: If the forget prompts look like what is protected.
         ValueError: If `rank` is beyond what the forget prompts span.
     """
-    values, U = quotient(
-        problem, unprotected(problem, named=options.protect_named), options.epsilon
-    )
+    kept = protected(problem, named=options.protect_named)
+    values, U = quotient(problem, kept, options.epsilon)
     mu = options.mu * max(1, len(problem.concepts))
     gains = mu * values / (1 + mu * values)
     rank = options.rank or max(1, int((gains >= options.cut).sum()))
@@ -57,5 +56,5 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
         raise ValueError(
             f"rank {rank} asked, but the forget prompts span {len(gains)} unprotected dimensions"
         )
-    carriers = problem.forget.matrix @ U[:, :rank] / values[:rank]
+    carriers = problem.forget.times(U[:, :rank]) / values[:rank]
     return LowRankEdit(carriers * gains[:rank], U[:, :rank])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
@@ -46,19 +47,31 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     c, a = problem.concepts, problem.anchors
     if len(c) != len(a):
         raise ValueError(f"expected one anchor for each of {len(c)} concepts, got {len(a)}")
-    eye = torch.eye(problem.width, dtype=torch.float64)
-    C, A = c.T @ c / len(c), a.T @ c / len(c)
-    values, vectors = torch.linalg.eigh(problem.retain.matrix)
-    free = vectors[:, values < options.threshold]
-    P = free @ free.T
-    M = torch.linalg.inv(C @ P + options.retain_scale * eye)
-    K = torch.cat([null_centroids(n) for n in (problem.null, problem.other_nulls)]).T
-    inner = K.T @ P @ M @ K + options.null_ridge * torch.eye(K.shape[1], dtype=torch.float64)
-    fixed = eye - M @ K @ torch.linalg.pinv(inner, rtol=1e-10) @ K.T @ P
-    return LowRankEdit.from_matrix(eye + (A - C) @ P @ fixed @ M, tolerance=1e-9)
+    n, scale = len(c), options.retain_scale
+    values, vectors = problem.retain.eigen
+    bound = vectors[:, values >= options.threshold]
+
+    def free(columns: Tensor) -> Tensor:  # P X
+        return columns - bound @ (bound.T @ columns)
+
+    # C P = cᵀ (c P) / n, so M = (I − cᵀ (n s I + c P cᵀ)⁻¹ c P) / s, and M X needs no d × d.
+    inner = torch.linalg.inv(n * scale * torch.eye(n, dtype=c.dtype) + c @ free(c.T))
+
+    def damped(columns: Tensor) -> Tensor:  # M X
+        return (columns - c.T @ (inner @ (c @ free(columns)))) / scale
+
+    def damped_from_the_left(rows: Tensor) -> Tensor:  # X M
+        return (rows - free(((rows @ c.T) @ inner @ c).T).T) / scale
+
+    K = torch.cat([null_centroids(nulls) for nulls in (problem.null, problem.other_nulls)]).T
+    MK = damped(K)
+    bend = K.T @ free(MK) + options.null_ridge * torch.eye(K.shape[1], dtype=c.dtype)
+    seen = free(c.T).T  # c P
+    fixed = seen - (seen @ MK) @ torch.linalg.pinv(bend, rtol=1e-10) @ free(K).T
+    return LowRankEdit((c - a).T / n, damped_from_the_left(fixed).T).trimmed()
 
 
-def null_centroids(null: torch.Tensor, clusters: int = 3) -> torch.Tensor:
+def null_centroids(null: Tensor, clusters: int = 3) -> Tensor:
     """BOS (the first row) and `clusters` k-means centres of the other rows, `(1 + clusters, d)`."""
     if len(null) <= clusters + 1:
         return null

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
 
-_RIDGE = 1e-12  # of the mean eigenvalue: a background of few words does not fill the space
+_RIDGE = 1e-8  # of the mean eigenvalue: a background of few words does not fill the space
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,9 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     if len(m) != len(s):
         raise ValueError(f"expected one anchor for each of {len(m)} concepts, got {len(s)}")
     first, tokens = problem.null[:1], max(len(problem.null) - 1, 1)
-    captions = tokens * problem.retain.matrix + first.T @ first
-    M = m.T @ m / len(m) + options.preserve_scale * captions
-    M += _RIDGE * M.trace() / len(M) * torch.eye(len(M), dtype=M.dtype)
-    return LowRankEdit((m - s).T / len(m), torch.linalg.solve(M, m.T))
+    scale = options.preserve_scale
+    M = problem.retain.weighing(scale * tokens) + SecondMoment.of(m).weighing(1.0)
+    if len(first):
+        M = M + SecondMoment.of(first).weighing(scale)
+    solved = M.inverse(M.ridge(_RIDGE))(m.T) / M.count
+    return LowRankEdit((m - s).T / len(m), solved)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from erase_sd.algebra.edit import LowRankEdit
+from erase_sd.algebra.moments import SecondMoment
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import Problem
 
@@ -44,6 +45,10 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     c, g, p = problem.concepts, problem.anchors, problem.kept
     if len(c) != len(g):
         raise ValueError(f"expected one anchor for each of {len(c)} concepts, got {len(g)}")
-    eye = torch.eye(problem.width, dtype=torch.float64)
-    M = options.ridge * eye + options.erase_scale * c.T @ c + options.preserve_scale * p.T @ p
-    return LowRankEdit(options.erase_scale * (c - g).T, torch.linalg.solve(M, c.T))
+    scales = (options.erase_scale, options.preserve_scale)
+    weights = torch.cat([torch.full((len(x),), s) for x, s in zip((c, p), scales, strict=True)])
+    seen = SecondMoment.of(torch.cat([c, p]), weights)
+    if not seen.count:
+        return LowRankEdit.identity(problem.width)
+    solved = seen.inverse(options.ridge / seen.count)(c.T) / seen.count
+    return LowRankEdit(options.erase_scale * (c - g).T, solved)

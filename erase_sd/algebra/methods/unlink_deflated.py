@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from erase_sd.algebra.edit import LowRankEdit
-from erase_sd.algebra.moments import SecondMoment, orthonormal
+from erase_sd.algebra.moments import orthonormal, strongest
 from erase_sd.algebra.options import within
 from erase_sd.algebra.problem import NothingLeft, Problem
 
@@ -39,13 +39,8 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     Raises:
         NothingLeft: If the forget prompts lie inside the protected span.
     """
-    basis = _protected(problem, options.energy)
-    keep = torch.eye(problem.width, dtype=torch.float64) - basis @ basis.T
-    left = SecondMoment(
-        keep @ problem.forget.gram @ keep, keep @ problem.forget.total, problem.forget.count
-    )
-    share = float(left.gram.trace() / problem.forget.gram.trace())
-    if share < 1e-8:
+    left = problem.forget.outside(_protected(problem, options.energy))
+    if left.energy < 1e-8 * problem.forget.energy:
         raise NothingLeft(
             "the forget prompts lie inside the protected span: nothing is left to erase; "
             "retain fewer prompts or raise the method's `energy`"
@@ -56,9 +51,9 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
 
 def _protected(problem: Problem, energy: float) -> Tensor:
     """Orthonormal basis `(d, q)` of the empty prompt and all but `energy` of the retain moment."""
-    null = orthonormal(problem.nulls, energy=1e-8) if len(problem.nulls) else problem.nulls.T
-    off = torch.eye(problem.width, dtype=torch.float64) - null @ null.T
-    values, vectors = torch.linalg.eigh(off @ problem.retain.gram @ off)
-    values = values.clamp(min=0)
-    keep = values.cumsum(0) > energy * values.sum()
-    return torch.cat([null, vectors[:, keep]], dim=1)
+    null = orthonormal(problem.nulls, energy=1e-8)
+    rest = problem.retain.outside(null)
+    if rest.energy <= 1e-12 * problem.retain.energy:  # nothing but rounding
+        return null
+    basis, _ = torch.linalg.qr(torch.cat([null, strongest(rest, energy)], dim=1))
+    return basis

@@ -8,7 +8,7 @@ import torch
 
 from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.algebra.options import within
-from erase_sd.algebra.problem import Problem, unprotected
+from erase_sd.algebra.problem import Problem, protected
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,10 @@ def solve(problem: Problem, options: Options) -> LowRankEdit:
     taken on the orthogonal complement of the protected states, which `T` then fixes exactly.
     """
     U = problem.forget.subspace(options.rank)
-    Q = (
-        unprotected(problem, named=options.protect_named)
-        if options.protect_null
-        else torch.eye(problem.width).double()
-    )
-    S = Q.T @ problem.retain.ridged(options.epsilon) @ Q
-    B = Q @ torch.linalg.solve(S, Q.T @ U)
+    kept = torch.zeros(problem.width, 0, dtype=torch.float64)
+    if options.protect_null:
+        kept = protected(problem, named=options.protect_named)
+    solve = problem.retain.outside(kept).inverse(problem.retain.ridge(options.epsilon))
+    B = solve(U - kept @ (kept.T @ U))
+    B = B - kept @ (kept.T @ B)
     return LowRankEdit(U @ torch.linalg.pinv(B.T @ U), B)

@@ -83,12 +83,11 @@ def solved(solve: Solve, forget: SecondMoment, retain: SecondMoment) -> LowRankE
     Where it reads nothing on the retained ones alone, every direction is free: their moment is
     taken as the identity's, as small as the forget samples' rounding.
     """
-    energy = float(forget.gram.trace())
-    if energy <= 0:
+    if forget.energy <= 0:
         return LowRankEdit.identity(forget.width)
-    if retain.count and float(retain.gram.trace()) <= 1e-12 * energy:
-        free = torch.eye(retain.width, dtype=torch.float64) * (1e-12 * energy)
-        retain = SecondMoment(free, retain.total, retain.count)
+    if retain.count and retain.energy <= 1e-12 * forget.energy:
+        free = torch.eye(retain.width, dtype=torch.float64) * (1e-12 * forget.energy)
+        retain = SecondMoment.summed(free, retain.total, retain.count)
     return solve(Problem(forget, retain))
 
 
@@ -245,7 +244,7 @@ def affine(model: nn.Module, task: Task, options: Affine, run: Run) -> nn.Module
     mean = kept.mean
     shifted = gone.gram - torch.outer(gone.total, mean) - torch.outer(mean, gone.total)
     shifted = shifted + gone.count * torch.outer(mean, mean)
-    moment = SecondMoment(shifted, gone.total - gone.count * mean, gone.count)
+    moment = SecondMoment.summed(shifted, gone.total - gone.count * mean, gone.count)
     U = moment.subspace(rank)
     weight = layer.matrices()[0].double().cpu()
     new = edited(model, {layer.name: [LowRankEdit(U, U)]})
