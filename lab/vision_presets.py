@@ -47,12 +47,13 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("pgu", "digits"): {"gamma": 0.8},
     ("rayleigh", "emoji"): {"rank": 2, "epsilon": 0.3},  # found on dog, pizza and horse
     ("retrain", "cifar10"): {
-        "epochs": 12,
+        "epochs": 10,
         "lr": 0.1,
-        "batch": 128,
+        "batch": 64,
         "optimizer": "nesterov",
         "augment": True,
         "schedule": "one-cycle",
+        "precision": "bfloat16",
     },
     ("ft", "cifar10"): {"epochs": 2},
     ("l1", "cifar10"): {"epochs": 2},
