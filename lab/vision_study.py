@@ -24,11 +24,15 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, str]:
         p.add_argument("--networks", default="mlp,cnn", help="of digits"),
         p.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="of digits"),
         p.add_argument("--seeds", type=int, default=3, help="of digits"),
-        p.add_argument("--images", type=int, default=20_000, help="of CIFAR-10 to train on"),
+        p.add_argument(
+            "--images",
+            type=int,
+            default=4_000,
+            help="of CIFAR-10, where the public network is edited",
+        ),
         p.add_argument("--cifar-classes", default="0,3,8", help="in the tables that take some"),
-        p.add_argument("--deep-images", type=int, default=20_000, help="where all of it runs"),
-        p.add_argument("--deep-classes", default="0,3,8", help="likewise"),
         p.add_argument("--no-retrain", action="store_true", help="train no ResNet-20 here"),
+        p.add_argument("--random", action="store_true", help="Retrain without a random tenth, too"),
         p.add_argument("--shadows", type=int, default=50, help="models of each kind"),
         p.add_argument("--skip", action="append", default=[], choices=SECTIONS, help="a part"),
     ]
@@ -64,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         cifar=numbers(args.cifar_classes),
         shadows=args.shadows,
         images=args.images,
-        deep=(numbers(args.deep_classes), args.deep_images),
         networks=args.networks.split(","),
         retrain=not args.no_retrain,
+        random=args.random,
     )
     args.work.mkdir(parents=True, exist_ok=True)
     parts = {}
@@ -80,9 +84,16 @@ def main(argv: list[str] | None = None) -> int:
         told = ", ".join(f"{k} = {v}" for k, v in options.items())
         presets.append(f"- {method} on {data}: {told}")
     counts = {"images": study.images, "tests": min(10_000, study.images // 2)}
-    counts |= {"deep_images": args.deep_images, "deep_tests": min(10_000, args.deep_images // 2)}
     shown = {k: f"{v:,}" for k, v in counts.items()}
-    text = fill("vision", command, presets="\n".join(presets), tuned=TUNED_ON, **shown, **parts)
+    text = fill(
+        "vision",
+        command,
+        presets="\n".join(presets),
+        tuned=TUNED_ON,
+        list=study.list(),
+        **shown,
+        **parts,
+    )
     path = write_page(args.out, "vision", text, data=study.numbers)
     for name, picture in study.pictures.items():
         (args.out / f"{name}.png").write_bytes(picture)

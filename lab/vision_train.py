@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from erase_sd.vision import Data, Recipe, load_data, make_task, measure, unlearn
+from erase_sd.vision.layers import in_order
 from erase_sd.vision.models import trained
 from erase_sd.vision.resume import spent
 from erase_sd.vision.samples import Samples
 from erase_sd.vision.task import Task
-from erase_sd.vision.train import Loop, accuracy
+from erase_sd.vision.train import Loop, accuracy, laid_out
+from lab.vision_cases import Setting
 from lab.vision_presets import preset_of
 
 
@@ -55,6 +60,29 @@ def retrained(
     return new, spent(path)
 
 
+def own(work: Path, data: Data, share: tuple[float, float], network: str = "resnet20") -> Setting:
+    """Where tables of a network that was trained here are made: its original and its Retrains.
+
+    Methods and metrics see a share of the training and of the test samples.
+    """
+    recipe = recipe_of(network, data)
+    kept = folder(work, network, data)
+
+    @cache
+    def made(seed: int) -> nn.Module:
+        model, _ = original(network, data, recipe, kept, seed)
+        return laid_out(model, torch.channels_last)
+
+    def anew(forget: str, seed: int) -> tuple[nn.Module, float]:
+        task = make_task(data, forget, seed=seed)
+        return retrained(made(seed), task, recipe, kept, seed)
+
+    name, preset = f"{network} own {data.name}", f"{data.name} {network}"
+    setting = Setting(data, made, preset, True, name, recipe.told(), anew=anew, share=share)
+    names = tuple(y.name for y in in_order(made(0), data.train_x))
+    return replace(setting, precision=recipe.precision, layers=names)
+
+
 def _typed(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found:
@@ -77,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         type=_typed,
         metavar="NAME=VALUE",
-        help="of the recipe: epochs, lr, batch, optimizer, schedule, milestones, augment, precision",
+        help="of the recipe: epochs, lr, batch, optimizer, schedule, augment, precision, …",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--work", type=Path, default=Path("build/vision"))

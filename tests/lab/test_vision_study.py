@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from erase_sd.vision import Data
-from lab.vision_cifar import _siblings, _some
+from lab.vision_cifar import part_of
 from lab.vision_parts import Study
 from lab.vision_sections import SECTIONS
+from lab.vision_siblings import siblings
 from lab.vision_study import arguments, main
 
 
 def study(tmp_path):
-    return Study(tmp_path, tmp_path, [0], 1, [0], 3, 100, ([0], 100), ["mlp"], False)
+    return Study(tmp_path, tmp_path, [0], 1, [0], 3, 100, ["mlp"], False, False)
 
 
 def test_the_page_names_its_command_and_what_was_left_out(tmp_path):
@@ -37,19 +38,18 @@ def nouns():
     return Data("nouns", x, y, x, y, names, tuple(fine), tuple(fine))
 
 
-def test_accuracy_of_each_noun_while_one_goes(tmp_path):
+def test_accuracy_of_each_noun_while_one_goes():
     head = nn.Sequential(nn.Linear(6, 10))
     with torch.no_grad():
         head[0].weight.zero_()
         head[0].bias.fill_(-9.0)
         head[0].bias[:2] = torch.tensor([0.0, 1.0])
         head[0].weight[0, :2], head[0].weight[1, 2] = 1.0, 1.0
-    made = study(tmp_path)
-    text = _siblings(made, head, nouns())
-    rows = {row[0]: row[1:] for row in made.numbers["siblings"]}
-    assert text.startswith("### CIFAR-10, ResNet-20, siblings of beaver")
-    assert rows["original"] == ["100.00", "100.00", "100.00"]
-    assert float(rows["rayleigh"][0]) < 10 and float(rows["rayleigh"][1]) > 90
+    gone, rows = siblings(head, nouns())
+    found = {row["row"]: row["mean"] for row in rows}
+    assert gone == "beaver" and set(found["gf"]) == {"beaver", "otter", "all others"}
+    assert found["original"] == {"beaver": 100, "otter": 100, "all others": 100}
+    assert found["rayleigh"]["beaver"] < 10 and found["rayleigh"]["otter"] > 90
     lone = Data(
         "lone",
         *[getattr(nouns(), k) for k in ("train_x", "train_y", "test_x", "test_y")],
@@ -57,12 +57,12 @@ def test_accuracy_of_each_noun_while_one_goes(tmp_path):
         ("a",) * 200,
         ("a",) * 200,
     )
-    with pytest.raises(ValueError, match="take more --images"):
-        _siblings(made, head, lone)
+    with pytest.raises(ValueError, match="take more images"):
+        siblings(head, lone)
 
 
-def test_a_part_of_the_data_keeps_its_names():
-    few = _some(nouns(), 40)
+def test_a_the_data_keeps_its_names():
+    few = part_of(nouns(), 40)
     assert len(few.train_y) == 40 and len(few.test_y) == 20
     for x, noun in zip(few.train_x, few.train_fine, strict=True):
         assert int(x[:3].argmax()) == ["beaver", "otter", "car"].index(noun)

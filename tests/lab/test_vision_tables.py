@@ -10,10 +10,12 @@ from erase_sd.vision import Data, Recipe, Samples, build, load_data, make_task, 
 from erase_sd.vision.train import logits, train
 from lab.vision_cases import TABLES, Case, Setting, cases
 from lab.vision_parts import PUBLISHED
-from lab.vision_pgu import World, figures, in_steps, poisoned, removal
+from lab.vision_pgu import TABLES as PGU
+from lab.vision_pgu import World, figures, in_steps, poisoned, removal, table
 from lab.vision_presets import GRIDS, PRESETS, preset_of
-from lab.vision_report import average, markdown
-from lab.vision_tables import headed, main, run, shown
+from lab.vision_report import average, by_class, markdown
+from lab.vision_runs import headed, run, shown, task_of
+from lab.vision_tables import ALL, main
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def test_every_table_has_runs_that_its_methods_take(digits, table):
         tuple(f"{int(c)}{'ab'[i % 2]}" for i, c in enumerate(digits.train_y)),
         tuple(f"{int(c)}a" for c in digits.test_y),
     )
-    found = cases(table, fine, methods=["rayleigh", "unlink", "mask"], classes=[0, 1], seeds=2)
+    chosen = {"methods": ["rayleigh", "unlink", "mask"], "classes": [0, 1], "seeds": 2}
+    found = cases(table, fine, **chosen, layers=[f"layer{i}" for i in range(20)])
     assert len({c.row for c in found}) >= 2 and {c.seed for c in found} == {0, 1}
     rows: dict[str, set[str]] = {}
     for c in found:
@@ -89,9 +92,24 @@ def test_failed_runs_are_counted_and_not_averaged():
 
 def test_published_numbers_stand_in_rows_that_say_so():
     rows = average([{"row": "unlink", "numbers": {"UA": 92.0, "RA": 99.0}, "why": ""}])
-    text = markdown(rows, {"*published: Unlink*": ["98.04", "99.47"]})
-    assert "| *published: Unlink* | 98.04 | 99.47 |" in text
-    assert all(isinstance(n, list) for table in PUBLISHED.values() for n in table.values())
+    text = markdown(rows, {"Unlink": {"RA": "99.47", "TA": "94.91"}})
+    assert "| *published: Unlink* | - | 99.47 |" in text  # by name, and what ours lack stays out
+    columns = {"UA", "RA", "TA", "MIA", "Avg.Gap", "seconds"}
+    for name in ("class-wise", "random", "multi-class", "subclass", "shots", "layers", "external"):
+        assert name in ALL and all(set(n) <= columns for n in PUBLISHED[name].values())
+    assert set(PUBLISHED) - {"classes"} <= set(ALL)
+
+
+def test_one_setting_for_all_classes_has_a_column_for_each():
+    runs = [
+        {"row": "ga", "case": f"class:{c}, seed {s}", "numbers": {"UA": 10.0 * c + s}, "why": ""}
+        for c in (1, 2)
+        for s in (0, 1)
+    ]
+    runs.append({"row": "ga", "case": "class:3, seed 0", "numbers": {}, "why": "nan"})
+    (row,) = by_class(average([r | {"cost": 1.5} for r in runs]))
+    assert row["mean"] == {"1": 10.5, "2": 20.5} and row["failed"] == 1 and row["why"] == "nan"
+    assert average([r | {"cost": 1.5} for r in runs])[0]["cost"] == 7.5
 
 
 class Attention(nn.Module):
@@ -214,6 +232,50 @@ def test_what_a_method_is_shown(digits):
     assert external.forget is task.test_forget
 
 
+def test_a_part_of_a_task_and_a_retrain_made_elsewhere(digits, trained, tmp_path):
+    """The methods see a share, and Retrain's numbers are those of the network that is given."""
+    asked = []
+
+    def anew(forget, seed):
+        asked.append((forget, seed))
+        return unlearn(trained, make_task(digits, forget), "mask").model, 7.0
+
+    setting = Setting(
+        digits, lambda seed: trained, "digits", True, "part", anew=anew, share=(0.25, 0.5)
+    )
+    whole, part = make_task(digits, "class:3"), task_of(setting, "class:3", 0)
+    assert len(part.forget) == round(len(whole.forget) / 4)
+    assert len(part.test_forget) == round(len(whole.test_forget) / 2)
+    chosen = {"methods": ["mask", "unlink"], "classes": [3], "seeds": 1}
+    rows = run("class-wise", setting, tmp_path, **chosen)
+    means = {r["row"]: r["mean"] for r in rows}
+    assert asked == [("class:3", 0)] and means["retrain"]["seconds"] == 7.0
+    assert means["mask"]["Avg.Gap"] == 0 < means["unlink"]["Avg.Gap"]
+    run("class-wise", setting, tmp_path, **(chosen | {"methods": ["mask", "unlink", "affine"]}))
+    assert len(asked) == 1  # its numbers come from the journal
+
+
+def test_single_layers_count_from_the_end(digits):
+    names = [f"layer{i}" for i in range(20)]
+    chosen = {"methods": [], "classes": [0], "seeds": 1}
+    found = cases("layers", digits, **chosen, layers=names)
+    single = [c for c in found if "from the end" in c.row and c.method == "unlink"]
+    assert len(single) == 6
+    assert [c.options["layers"] for c in (single[0], single[-1])] == ["layer19", "layer0"]
+    sided = [c for c in cases("frontier", digits, **chosen, layers=names) if "last" in c.row]
+    assert [len(c.options["layers"]) for c in sided if c.method == "two-sided"] == [1, 4, 8]
+
+
+def test_the_one_entry_point_has_every_table(tmp_path, capsys):
+    assert {"class-wise", "siblings", "pgu-1", "pgu-figures"} <= set(ALL) and set(PGU) < set(ALL)
+    with pytest.raises(SystemExit):
+        main(["pgu-1", "--model", "mlp"])  # it trains its networks
+    assert "give --train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["siblings", "--model", "mlp", "--classes", "3"])
+    assert "chooses no classes" in capsys.readouterr().err
+
+
 class TestPguSetUps:
     @pytest.fixture(scope="class")
     def world(self, digits):
@@ -257,6 +319,12 @@ class TestPguSetUps:
             and half["clean"] > 60
             and half["first-order"] < half["PGU"]
         )
+
+    def test_by_name(self, world):
+        rows, picture = table("pgu-1", world, 1, 3)
+        assert {"retrained", "pgu"} < {r["row"] for r in rows} and picture is None
+        with pytest.raises(ValueError, match="expected one of pgu-1"):
+            table("pgu-9", world, 1, 3)
 
     def test_figures(self, world):
         picture, rows = figures(world, "class:0#7", 3)
