@@ -105,9 +105,9 @@ OBJECTS = {"airplane": "airplane", "automobile": "car", "cat": "cat", "dog": "do
 OBJECTS |= {"horse": "horse", "ship": "sailboat", "truck": "truck"}
 
 
-def drawn(model: nn.Module, classes: Sequence[str]) -> Data:
+def drawn(model: nn.Module, classes: Sequence[str], count: int = 20) -> Data:
     """What a network's last layer reads on emoji scenes of its classes: another data set."""
-    world = scenes(20, 1)
+    world = scenes(count, 1)
     numbers = {world.classes.index(OBJECTS[c]): i for i, c in enumerate(classes) if c in OBJECTS}
     mean, std = (torch.tensor(v)[:, None, None] for v in NORMALISATION["cifar10"])
     parts = []

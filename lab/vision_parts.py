@@ -52,6 +52,7 @@ class Study:
     def __post_init__(self) -> None:
         self.numbers: dict[str, Any] = {}
         self.pictures: dict[str, bytes] = {}
+        self.knows = "nothing: it was not trained in this run"
         self.ran: list[tuple[str, str, int, int, float]] = []
 
     def table(

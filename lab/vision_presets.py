@@ -47,6 +47,12 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule": "one-cycle",
         "precision": "bfloat16",
     },
+    ("ga", "cifar10 resnet20"): {"lr": 0.01},
+    ("ft", "cifar10 resnet20"): {"lr": 0.1, "epochs": 5},
+    ("rl", "cifar10 resnet20"): {"lr": 0.1, "epochs": 5},
+    ("salun", "cifar10 resnet20"): {"lr": 0.1, "epochs": 5},
+    ("l1", "cifar10 resnet20"): {"lr": 0.1, "gamma": 5e-4, "epochs": 5},
+    ("ssd", "cifar10 resnet20"): {"alpha": 10.0},
 }
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -75,10 +81,10 @@ GRIDS_CIFAR: dict[str, dict[str, tuple[Any, ...]]] = {
     "rl": {"lr": (0.01, 0.03, 0.1), "epochs": (5,)},
     "salun": {"lr": (0.01, 0.03, 0.1), "epochs": (5,)},
     "l1": {"lr": (0.03, 0.1), "gamma": (5e-5, 5e-4), "epochs": (5,)},
-    "be": {"lr": (1e-3, 1e-2), "epochs": (5,)},
-    "bs": {"lr": (1e-3, 1e-2), "epochs": (5,)},
+    "be": {"lr": (1e-3, 1e-2, 3e-2), "epochs": (5,)},
+    "bs": {"lr": (1e-3, 1e-2, 3e-2), "epochs": (5,)},
     "ssd": {"alpha": (2.0, 5.0, 10.0, 20.0)},
-    "first-order": {"tau": (1e-3, 1e-2, 0.1, 1.0)},
+    "first-order": {"tau": (1e-3, 3e-3, 1e-2, 0.1, 1.0)},
     "scrub": {"lr": (5e-3, 2e-2, 5e-2), "epochs": (3,)},
     "eu-k": {"k": (1, 3), "epochs": (5,), "lr": (0.05,)},
     "pgu": {"gamma": (0.8, 0.9, 0.95), "criterion": ("sigma2", "sigma")},

@@ -40,24 +40,32 @@ def run(
     journal = Journal(work / f"{name}-{setting.name.replace(' ', '-')}.jsonl")
     chosen = {"methods": methods, "classes": classes, "seeds": seeds, "layers": setting.layers}
     plan = cases(name, setting.data, **chosen)  # type: ignore[arg-type]
-    shown = list(dict.fromkeys((c.forget, c.seed) for c in plan))
-    first = [Case("original", f, "original", s) for f, s in shown]
-    if setting.retrain:
-        first = [Case("retrain", f, "retrain", s) for f, s in shown] + first
+    forgets = list(dict.fromkeys((c.forget, c.seed) for c in plan))
+    first = [Case("original", f, "original", s) for f, s in forgets]
     plan = first + [c for c in plan if c.method not in ("retrain", "original")]
-    for case in tqdm(plan, desc=f"{name}, {setting.name}", unit="run"):
+    last = [Case("retrain", f, "retrain", s) for f, s in forgets] if setting.retrain else []
+    for case in tqdm([*plan, *last], desc=f"{name}, {setting.name}", unit="run"):
         if _key(case, setting) in journal:
             continue
         start = time.process_time()
         numbers, why = attempt(setting, case, task_of(setting, case.forget, case.seed))
-        if setting.retrain and numbers:
-            reference = Case("retrain", case.forget, "retrain", case.seed)
-            known = journal.get(_key(reference, setting))
-            numbers["Avg.Gap"] = average_gap(numbers, known["numbers"] if known else numbers)
         told: dict[str, Any] = {"row": case.row, "case": f"{case.forget}, seed {case.seed}"}
         told |= {"numbers": numbers, "why": why, "cost": time.process_time() - start}
         journal.put(_key(case, setting), told)
-    return average([journal.get(_key(case, setting)) for case in plan])
+    entries = [journal.get(_key(case, setting)) for case in [*last, *plan]]
+    return average(_with_gaps(entries))
+
+
+def _with_gaps(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with their distance to Retrain's of the same case, where there is one."""
+    known = {e["case"]: e["numbers"] for e in entries if e["row"] == "retrain" and e["numbers"]}
+    found = []
+    for e in entries:
+        numbers = dict(e["numbers"])
+        if numbers and e["case"] in known:
+            numbers["Avg.Gap"] = average_gap(numbers, known[e["case"]])
+        found.append(e | {"numbers": numbers})
+    return found
 
 
 def _key(case: Case, setting: Setting) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from erase_sd.vision import METHODS, load_data, load_model
 from erase_sd.vision.embedded import scenes
+from erase_sd.vision.layers import in_order
 from erase_sd.vision.models import trained
 from lab.vision_cases import Setting
 from lab.vision_cifar import cifar
@@ -27,7 +28,8 @@ def digits(study: Study) -> str:
     everything = [m for m in METHODS if m not in ("retrain", "unlink-below", "depoison")]
     for name in study.networks:
         original = cache(lambda seed, name=name: trained(name, data, seed=seed))
-        setting = Setting(data, original, f"digits {name}", True, f"{name} digits")
+        names = tuple(y.name for y in in_order(original(0), data.train_x))
+        setting = Setting(data, original, f"digits {name}", True, f"{name} digits", layers=names)
         some = (
             study.classes if name == "mlp" else [c for c in study.classes if c not in TUNED_ON][:3]
         )

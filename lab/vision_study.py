@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.page import MEASURED, fill, write_page
 from lab.vision_parts import Study
-from lab.vision_presets import PRESETS, TUNED_ON
+from lab.vision_presets import PRESETS, TUNED_ON, TUNED_ON_CIFAR
 from lab.vision_sections import SECTIONS
 
 COMMAND = "python -m lab.vision_study"
@@ -81,19 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     presets = []
     for (method, data), options in PRESETS.items():
-        told = ", ".join(f"{k} = {v}" for k, v in options.items())
-        presets.append(f"- {method} on {data}: {told}")
-    counts = {"images": study.images, "tests": min(10_000, study.images // 2)}
-    shown = {k: f"{v:,}" for k, v in counts.items()}
-    text = fill(
-        "vision",
-        command,
-        presets="\n".join(presets),
-        tuned=TUNED_ON,
-        list=study.list(),
-        **shown,
-        **parts,
-    )
+        listed = ", ".join(f"{k} = {v}" for k, v in options.items())
+        presets.append(f"- {method} on {data}: {listed}")
+    told = {"presets": "\n".join(presets), "list": study.list(), "knows": study.knows}
+    told |= {"tuned": str(TUNED_ON), "tuned_cifar": ", ".join(map(str, TUNED_ON_CIFAR))}
+    told |= {"images": f"{study.images:,}", "tests": f"{min(10_000, study.images // 2):,}"}
+    text = fill("vision", command, **told, **parts)
     path = write_page(args.out, "vision", text, data=study.numbers)
     for name, picture in study.pictures.items():
         (args.out / f"{name}.png").write_bytes(picture)
