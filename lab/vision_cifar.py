@@ -41,7 +41,7 @@ def cifar(study: Study) -> str:
             classes=ten,
             published=True,
         ),
-        study.classes_of("CIFAR-10, ResNet-20, one class after another"),
+        study.classes_of("CIFAR-10, ResNet-20, one class after another", published=True),
     ]
     setting = replace(setting, probe=False)
     parts.append(

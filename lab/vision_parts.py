@@ -71,10 +71,11 @@ class Study:
         runs, failed = (sum(r[k] for r in rows) for k in ("runs", "failed"))
         self.ran.append((title, name, runs, failed, cost))
 
-    def classes_of(self, title: str) -> str:
+    def classes_of(self, title: str, published: bool = False) -> str:
         """A class-wise table once more, a column for each class: one setting for all."""
-        told = "UA by class, one setting for all classes:"
-        return f"{told}\n\n{markdown(by_class(self.numbers[title]), PUBLISHED['classes'])}\n"
+        told = "UA by class (its number), one setting for all classes:"
+        beside = PUBLISHED["classes"] if published else None
+        return f"{told}\n\n{markdown(by_class(self.numbers[title]), beside)}\n"
 
     def list(self) -> str:
         """What was run: the tables, their names on the command line, and what they cost."""

@@ -66,9 +66,9 @@ def clip(study: Study) -> str:
     data = scenes(16, 8)
     model = load_model("emoji-clip", data.classes)
     setting = Setting(data, lambda seed: model, "emoji", False, "emoji-clip", "16, 8")
-    return study.table(
-        "emoji-clip, zero-shot", "clip", setting, classes=[0, 28, 56], published=True
-    )
+    title = "emoji-clip, zero-shot"
+    told = study.table(title, "clip", setting, classes=[0, 28, 56], published=True)
+    return told + "\n" + study.classes_of(title)
 
 
 def pgu(study: Study) -> str:

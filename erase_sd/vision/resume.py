@@ -39,7 +39,7 @@ class Saved:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     _before: float = 0.0
-    _start: float = field(default_factory=time.perf_counter)
+    _start: float = field(default_factory=time.process_time)
 
     def restore(self) -> int:
         """Epochs that are done already; model, optimizer and generator are as they left them.
@@ -64,7 +64,7 @@ class Saved:
         """Write the state after an epoch, atomically."""
         if self.path is None:
             return
-        seconds = self._before + time.perf_counter() - self._start
+        seconds = self._before + time.process_time() - self._start
         state: dict[str, Any] = {"epoch": epoch, "about": self.about, "seconds": seconds}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"generator": self.generator.get_state()}
@@ -73,7 +73,7 @@ class Saved:
 
 
 def spent(path: Path) -> float:
-    """Seconds that a kept training took so far, all its runs together; 0 without a file."""
+    """Processor seconds that a kept training took so far, its runs together; 0 without a file."""
     if not path.exists():
         return 0.0
     return float(torch.load(path, weights_only=True)["seconds"])
