@@ -51,8 +51,8 @@ def frontier(study: Study) -> str:
         data, model = public(study, study.images)
         shared = Setting(data, lambda seed: model, "cifar10", False, "resnet20 public")
         told = study.table(title, "frontier", shared, classes=study.cifar)
-        return told + "\n" + study.goals(title, "two-sided, μ = 0.3")
+        return told + "\n" + study.goals(title, "two-sided, μ = 1")
     data = load_data(str(study.data / "cifar10.npz"))
     title = "CIFAR-10, ResNet-20 trained here, edits of both sides"
     told = study.table(title, "frontier", own(study.work, data, SHARE), classes=study.cifar)
-    return told + "\n" + study.goals(title, "two-sided, μ = 0.3")
+    return told + "\n" + study.goals(title, "two-sided, μ = 1")
