@@ -91,11 +91,14 @@ def task_of(setting: Setting, forget: str, seed: int) -> Task:
 
 @contextmanager
 def in_precision(setting: Setting, method: str) -> Iterator[None]:
-    """What trains, and what is measured, in the setting's precision."""
+    """What trains, and what is measured, in the setting's precision.
+
+    Without autocast's cache: over a whole training it would keep the first step's weights.
+    """
     lower = setting.precision == "bfloat16" and (
         method not in METHODS or METHODS[method].kind != "closed-form"
     )
-    with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+    with torch.autocast("cpu", torch.bfloat16, enabled=lower, cache_enabled=False):
         yield
 
 

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--work", type=Path, default=Path("build/vision"))
     args = p.parse_args(argv)
     if args.cifar is not None:
-        setting = own(args.work, load_data(str(args.cifar)), (0.1, 0.1))
+        setting = own(args.work, load_data(str(args.cifar)), (0.05, 0.05))
         setting = replace(setting, retrain=False)  # no Retrain without these classes is trained
         tasks = [task_of(setting, f"class:{c}", 0) for c in TUNED_ON_CIFAR]
         journal = Journal(args.work / "tune-cifar10.jsonl")
