@@ -13,7 +13,6 @@ from lab.vision_train import own, recipe_of
 
 # As many retained samples as test samples: the attack is balanced.
 SHARE = (0.05, 0.1)
-LARGER = (0.1, 0.2)
 NOT_RUN = (
     "Left out of this run (`--no-retrain`). The trainings have a command of their own, which "
     "resumes: `python -m lab.vision_train --forget class:0 …`."
@@ -56,5 +55,5 @@ def frontier(study: Study) -> str:
         return told + "\n" + study.goals(title, "two-sided, μ = 1")
     data = load_data(str(study.data / "cifar10.npz"))
     title = "CIFAR-10, ResNet-20 trained here, edits of both sides"
-    told = study.table(title, "frontier", own(study.work, data, LARGER), classes=study.cifar)
+    told = study.table(title, "frontier", own(study.work, data, SHARE), classes=study.cifar)
     return told + "\n" + study.goals(title, "two-sided, μ = 1")

@@ -14,7 +14,7 @@ from lab.vision_pgu import TABLES as PGU
 from lab.vision_pgu import World, figures, in_steps, poisoned, removal, table
 from lab.vision_presets import GRIDS, PRESETS, preset_of
 from lab.vision_report import average, by_class, markdown
-from lab.vision_runs import headed, run, shown, task_of
+from lab.vision_runs import headed, in_precision, run, shown, task_of
 from lab.vision_tables import ALL, main
 
 
@@ -255,6 +255,19 @@ def test_a_part_of_a_task_and_a_retrain_made_elsewhere(digits, trained, tmp_path
     assert len(asked) == 1  # its numbers come from the journal
 
 
+def test_a_training_in_less_precision_sees_its_own_steps(digits, trained):
+    """Near float32's end; a cache of the first step's weights would lead elsewhere."""
+    setting = Setting(digits, lambda seed: trained, "digits", False, "half", precision="bfloat16")
+    task = make_task(digits, "class:3")
+    with in_precision(setting, "ft"):
+        half = unlearn(trained, task, "ft", lr=0.1, epochs=5).model
+    full = unlearn(trained, task, "ft", lr=0.1, epochs=5).model
+    a, b, start = (nn.utils.parameters_to_vector(m.parameters()) for m in (half, full, trained))
+    assert 0 < (a - b).norm() < 0.2 * (b - start).norm()
+    with in_precision(setting, "rayleigh"):
+        assert not torch.is_autocast_enabled("cpu")  # a closed form is solved from float32
+
+
 def test_single_layers_count_from_the_end(digits):
     names = [f"layer{i}" for i in range(20)]
     chosen = {"methods": [], "classes": [0], "seeds": 1}
@@ -262,8 +275,8 @@ def test_single_layers_count_from_the_end(digits):
     single = [c for c in found if "from the end" in c.row and c.method == "unlink"]
     assert len(single) == 6
     assert [c.options["layers"] for c in (single[0], single[-1])] == ["layer19", "layer0"]
-    sided = [c for c in cases("frontier", digits, **chosen, layers=names) if "last" in c.row]
-    assert [len(c.options["layers"]) for c in sided if c.method == "two-sided"] == [1, 4, 8]
+    sided = [c for c in cases("frontier", digits, **chosen, layers=names) if "layers" in c.options]
+    assert [len(c.options["layers"]) for c in sided if c.method == "two-sided"] == [4, 20]
 
 
 def test_the_one_entry_point_has_every_table(tmp_path, capsys):
