@@ -61,6 +61,7 @@ class Setting:
             metrics see.
         precision: In which what trains and what is measured multiplies; closed forms take float32.
         layers: Of the network in the order in which they run, for the table of layers.
+        draws: Forget samples, one after another, that relearning from one is averaged over.
     """
 
     data: Data
@@ -76,6 +77,7 @@ class Setting:
     share: tuple[float, float] = (1.0, 1.0)
     precision: Literal["float32", "bfloat16"] = "float32"
     layers: tuple[str, ...] = ()
+    draws: int = 3
 
 
 TABLES = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.page import Goal, goal_table
-from lab.page import table as plain_table
 from lab.vision_cases import Setting
 from lab.vision_report import by_class, markdown
 from lab.vision_runs import run
@@ -36,6 +35,7 @@ class Study:
         retrain: Whether a ResNet-20 and its Retrain are trained here.
         random: Whether one without a random tenth of the samples is, too.
         shadows: Networks of each kind for PGU's attack.
+        rivals: What is compared on the network trained here.
     """
 
     work: Path
@@ -48,12 +48,12 @@ class Study:
     networks: list[str]
     retrain: bool
     random: bool
+    rivals: Sequence[str]
 
     def __post_init__(self) -> None:
         self.numbers: dict[str, Any] = {}
         self.pictures: dict[str, bytes] = {}
-        self.knows = "nothing: it was not trained in this run"
-        self.ran: list[tuple[str, str, int, int, float]] = []
+        self.ran: list[list[Any]] = []
 
     def table(
         self, title: str, name: str, setting: Setting, *, published: bool = False, **more: Any
@@ -69,7 +69,7 @@ class Study:
         """Keep a table's numbers, and that it was run."""
         self.numbers[title] = rows
         runs, failed = (sum(r[k] for r in rows) for k in ("runs", "failed"))
-        self.ran.append((title, name, runs, failed, cost))
+        self.ran.append([title, f"`{name}`", runs, failed or "-", f"{cost / 60:.1f}"])
 
     def classes_of(self, title: str, published: bool = False) -> str:
         """A class-wise table once more, a column for each class: one setting for all."""
@@ -77,14 +77,11 @@ class Study:
         beside = PUBLISHED["classes"] if published else None
         return f"{told}\n\n{markdown(by_class(self.numbers[title]), beside)}\n"
 
-    def list(self) -> str:
-        """What was run: the tables, their names on the command line, and what they cost."""
-        cells = [
-            [title, f"`{name}`", runs, failed or "-", f"{cost / 60:.1f}"]
-            for title, name, runs, failed, cost in self.ran
-        ]
-        head = ["table", "name", "runs", "failed", "minutes of one core"]
-        return plain_table(head, cells)
+    def part(self, make: Callable[[Study], str], command: str) -> dict[str, Any]:
+        """A part of the page with its numbers, what was run for it, and the command."""
+        self.numbers, self.ran = {}, []
+        text = make(self)
+        return {"command": command, "text": text, "tables": self.numbers, "ran": self.ran}
 
     def goals(self, title: str, row: str) -> str:
         """What an edit that is more than hiding aimed at, and what it reached in a table."""

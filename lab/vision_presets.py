@@ -47,6 +47,11 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule": "one-cycle",
         "precision": "bfloat16",
     },
+    ("ga", "cifar10 resnet20"): {"lr": 0.003},
+    ("be", "cifar10 resnet20"): {"lr": 0.001, "epochs": 5},
+    ("bs", "cifar10 resnet20"): {"lr": 0.01, "epochs": 5},
+    ("first-order", "cifar10 resnet20"): {"tau": 0.01},
+    ("ssd", "cifar10 resnet20"): {"alpha": 10.0},
 }
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {

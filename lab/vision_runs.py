@@ -72,6 +72,7 @@ def _key(case: Case, setting: Setting) -> str:
     """Everything that moves a number."""
     spec = METHODS[case.method].options if case.method in METHODS else None
     told = [asdict(case), setting.name, setting.identity, setting.retrain, setting.probe, spec]
+    told += [setting.draws] * (setting.draws != 3)
     told += [setting.share, setting.precision, preset_of(case.method, setting.preset)]
     return json.dumps(told, sort_keys=True, default=str)
 
@@ -136,7 +137,8 @@ def numbers_of(
     with in_precision(setting, "measuring"):
         found = measure(model, task, seed=case.seed) | {"seconds": seconds}
         if task.classes and setting.probe:
-            *ones, five = relearned(model, task, [(1, 0), (1, 1), (1, 2), (5, 0)])
+            draws = [(1, draw) for draw in range(setting.draws)]
+            *ones, five = relearned(model, task, [*draws, (5, 0)])
             found |= {"relearn 1": float(np.mean(ones)), "relearn 5": five}
     return found
 
