@@ -35,9 +35,6 @@ def own_network(study: Study) -> str:
     )
     study.pictures["vision-cifar"] = plot(study.numbers[title], "CIFAR-10, ResNet-20 trained here")
     parts = [told, "![forgotten and kept](vision-cifar.png)\n", study.classes_of(title)]
-    title = "CIFAR-10, ResNet-20 trained here, layer by layer"
-    one = study.cifar[:1]
-    parts.append(study.table(title, "layers", setting, published=True, classes=one))
     if study.random:
         brief = ("unlink", "rayleigh", "unlink-below", "ft", "rl", "salun", "ga", "bs", "ssd")
         title = "CIFAR-10, ResNet-20 trained here, a tenth of the samples"
@@ -45,6 +42,15 @@ def own_network(study: Study) -> str:
     told = f"Recipe of the original and of Retrain: {recipe_of('resnet20', data).told()}. "
     told += f"The original knows {test:.1f} % of the test images."
     return "\n".join([told, "", *parts])
+
+
+def layers(study: Study) -> str:
+    """One layer edited at a time."""
+    if not study.retrain:
+        return NOT_RUN
+    setting = own(study.work, load_data(str(study.data / "cifar10.npz")), SHARE)
+    title = "CIFAR-10, ResNet-20 trained here, layer by layer"
+    return study.table(title, "layers", setting, published=True, classes=study.cifar[:1])
 
 
 def frontier(study: Study) -> str:

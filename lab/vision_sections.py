@@ -14,7 +14,7 @@ from erase_sd.vision.layers import in_order
 from erase_sd.vision.models import trained
 from lab.vision_cases import Setting
 from lab.vision_cifar import cifar
-from lab.vision_own import frontier, own_network
+from lab.vision_own import frontier, layers, own_network
 from lab.vision_parts import PUBLISHED, Study
 from lab.vision_pgu import TABLES, World, table
 from lab.vision_presets import TUNED_ON
@@ -102,6 +102,7 @@ def pgu(study: Study) -> str:
 SECTIONS: dict[str, Callable[[Study], str]] = {
     "cifar": cifar,
     "own": own_network,
+    "layers": layers,
     "frontier": frontier,
     "digits": digits,
     "pgu": pgu,
