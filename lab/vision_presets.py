@@ -52,6 +52,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("bs", "cifar10 resnet20"): {"lr": 0.01, "epochs": 5},
     ("first-order", "cifar10 resnet20"): {"tau": 0.01},
     ("ssd", "cifar10 resnet20"): {"alpha": 10.0},
+    ("ft", "cifar10 resnet20"): {"lr": 0.03, "epochs": 5},
 }
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
