@@ -16,6 +16,7 @@ from erase_sd.vision.data import NORMALISATION
 from erase_sd.vision.embedded import scenes
 from erase_sd.vision.metrics import penultimate
 from erase_sd.vision.samples import Samples
+from lab.page import table
 from lab.vision_cases import Setting
 from lab.vision_parts import LAST, PUBLISHED, Study
 from lab.vision_report import markdown
@@ -85,7 +86,10 @@ def cifar(study: Study) -> str:
     title = f"CIFAR-10, ResNet-20, siblings of {gone}, which is forgotten"
     study.note(title, "siblings", rows, 0.0)
     told = f"### {title}\n\nAccuracy on each noun, %.\n\n"
-    parts.append(told + markdown(rows, PUBLISHED["siblings"]) + "\n")
+    theirs = PUBLISHED["siblings"]
+    columns = list(next(iter(theirs.values())))
+    beside = table(["published", *columns], [[n, *v.values()] for n, v in theirs.items()])
+    parts.append(f"{told}{markdown(rows)}\n\n{beside}\n")
     parts.append(_cached(head, features))
     return "\n".join(parts)
 

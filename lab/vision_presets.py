@@ -53,6 +53,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("first-order", "cifar10 resnet20"): {"tau": 0.01},
     ("ssd", "cifar10 resnet20"): {"alpha": 10.0},
     ("ft", "cifar10 resnet20"): {"lr": 0.03, "epochs": 5},
+    ("rl", "cifar10 resnet20"): {"lr": 0.03, "epochs": 5},  # as ft: not looked for
+    ("salun", "cifar10 resnet20"): {"lr": 0.03, "epochs": 5},  # as ft: not looked for
 }
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {

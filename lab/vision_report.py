@@ -48,7 +48,7 @@ def by_class(rows: Sequence[Mapping[str, Any]], key: str = "UA") -> list[dict[st
             entries.append({"row": r["row"], "numbers": value, "why": ""})
     made = average(entries)
     for told, r in zip(made, rows, strict=True):
-        told["why"] = r["why"]
+        told |= {"why": r["why"], "std": {}}
     return made
 
 
@@ -82,7 +82,7 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return "-"
     if column == "seconds":
         return f"{row['mean'][column]:.3g}"
-    if row["runs"] - row["failed"] > 1:
+    if column in row["std"] and row["runs"] - row["failed"] > 1:
         return f"{row['mean'][column]:.2f} ± {row['std'][column]:.2f}"
     return f"{row['mean'][column]:.2f}"
 

@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, part in made.items():
         older = f"*From an earlier run: `{part['command']}`.*\n\n" if name in args.keep else ""
         parts[name] = older + part["text"]
+    made = {n: made[n] for n in SECTIONS if n in made}
     ran = [row for part in made.values() for row in part["ran"]]
     told = {"list": table(["table", "name", "runs", "failed", "minutes of one core"], ran)}
     presets = []
