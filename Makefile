@@ -68,7 +68,7 @@ paper-tables: $(STAMP)  ## the papers' tables on MODEL; checks first, hours on a
 bench: $(STAMP)  ## speed and memory at real size; writes docs/measured/performance.md; 25 GB, 15 minutes
 	@$(BIN)/python -m lab.speed
 
-bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/measured/vision.md; an hour, resumes
+bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/measured/vision.md; two hours, resumes
 	@$(BIN)/python -m lab.vision_study
 
 vision-train: $(STAMP)  ## the ResNet-20 of that page and its Retrains alone; resumes
