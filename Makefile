@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test search lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-wide models-page bench-vision vision-pgu data-cifar10 faults test-browser test-comfyui screenshots clean
+.PHONY: demo test search lint types train-emoji validate-emoji study ladder results axes paper-tables bench bench-wide models-page bench-vision vision-train data-cifar10 faults test-browser test-comfyui screenshots clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -74,11 +74,11 @@ bench-wide: $(STAMP)  ## seconds and memory of a solve by the width of the featu
 models-page: $(STAMP)  ## the table of all models; writes docs/measured/models.md
 	@$(BIN)/python -m lab.models_page
 
-bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/measured/vision.md; an hour, resumes
+bench-vision: $(STAMP)  ## unlearning in classifiers and CLIP; writes docs/measured/vision.md; two hours, resumes
 	@$(BIN)/python -m lab.vision_study
 
-vision-pgu: $(STAMP)  ## the paper tables of PGU alone
-	@$(BIN)/python -m lab.vision_pgu
+vision-train: $(STAMP)  ## the ResNet-20 of that page and its Retrains alone; resumes
+	@$(BIN)/python -m lab.vision_train --forget class:0 --forget class:3 --forget class:8
 
 data-cifar10: $(STAMP)  ## CIFAR-10 and the public ResNets from their sources, with hashes, into build/data
 	@$(BIN)/python -m lab.data_cifar10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -55,6 +55,13 @@ class Setting:
             already; added to each method's time by how many samples it reads.
         probe: Whether relearning is measured: edits of the last layer leave what it reads as it
             was.
+        anew: Retrain made elsewhere, by forget specification and seed: the network, and the seconds
+            it took; None trains it here.
+        share: How much of a task's training samples and of its test samples the methods and the
+            metrics see.
+        precision: In which what trains and what is measured multiplies; closed forms take float32.
+        layers: Of the network in the order in which they run, for the table of layers.
+        draws: Forget samples, one after another, that relearning from one is averaged over.
     """
 
     data: Data
@@ -66,6 +73,11 @@ class Setting:
     outside: Data | None = None
     passes: float = 0.0
     probe: bool = True
+    anew: Callable[[str, int], tuple[nn.Module, float]] | None = None
+    share: tuple[float, float] = (1.0, 1.0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    layers: tuple[str, ...] = ()
+    draws: int = 3
 
 
 TABLES = {
@@ -88,7 +100,13 @@ def _each(row: str, method: str, forgets: Sequence[str], seeds: int, **more: Any
 
 
 def cases(
-    table: str, data: Data, *, methods: Sequence[str], classes: Sequence[int], seeds: int
+    table: str,
+    data: Data,
+    *,
+    methods: Sequence[str],
+    classes: Sequence[int],
+    seeds: int,
+    layers: Sequence[str] = (),
 ) -> list[Case]:
     """All cases of a table.
 
@@ -98,6 +116,7 @@ def cases(
         methods: Of the tables that compare methods.
         classes: One forgotten after another.
         seeds: How many.
+        layers: Names in the order in which they run, for the table "layers".
 
     Raises:
         ValueError: If there is no such table.
@@ -135,6 +154,23 @@ def cases(
         )
     else:
         found = _ablation(table, forgets, seeds)
+    if table == "layers":
+        found += _one_by_one(layers, forgets, seeds)
+    if table == "frontier":
+        options = {"layers": tuple(layers[-4:])}
+        row = "two-sided, last 4 layers"
+        found += _each(row, "two-sided", forgets, seeds, options=options) if layers else []
+    return found
+
+
+def _one_by_one(names: Sequence[str], forgets: Sequence[str], seeds: int) -> list[Case]:
+    """Single layers, counted from the one that runs last: at most six, evenly apart."""
+    found = []
+    for back in np.unique(np.linspace(1, len(names), min(6, len(names))).round().astype(int)):
+        name = names[-back]
+        for m in ("unlink", "rayleigh"):
+            row = f"{m}, {back} from the end ({name})"
+            found += _each(row, m, forgets, seeds, options={"layers": name})
     return found
 
 
@@ -210,7 +246,7 @@ def _ablation(table: str, forgets: Sequence[str], seeds: int) -> list[Case]:
             add(f"{m}, internal samples", m)
             add(f"{m}, external samples", m, external=True)
     elif table == "layers":
-        for select in ("last", "middle", "all"):
+        for select in ("middle", "all"):
             for m in ("unlink", "rayleigh"):
                 add(f"{m}, {select}", m, {"layers": select})
         add("rayleigh, all, recomputed", "rayleigh", {"layers": "all", "recompute": True})
@@ -222,7 +258,6 @@ def _ablation(table: str, forgets: Sequence[str], seeds: int) -> list[Case]:
                 add(f"gf, α ({r}, {f})", "gf", {"alphas_retain": (r,), "alphas_forget": (f,)})
     elif table == "frontier":
         add("rayleigh, last", "rayleigh")
-        add("rayleigh, all", "rayleigh", {"layers": "all"})
         for mu in (0.1, 0.3, 1.0, 3.0):
             add(f"two-sided, μ = {mu:g}", "two-sided", {"mu": mu})
     assert all(c.method in METHODS for c in found)

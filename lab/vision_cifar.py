@@ -1,29 +1,31 @@
-"""CIFAR-10 for docs/measured/vision.md: the public ResNet-20, and one trained here."""
+"""CIFAR-10 for docs/measured/vision.md: the public ResNet-20, edits of its last layer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from erase_sd.vision import Cache, Data, Recipe, load_data, load_model, make_task, unlearn
-from erase_sd.vision.models import trained
-from erase_sd.vision.samples import Samples
-from erase_sd.vision.train import Loop
+from erase_sd.vision import Cache, Data, load_data, load_model, make_task, unlearn
+from erase_sd.vision.embedded import scenes
+from erase_sd.vision.metrics import penultimate
+from erase_sd.vision.samples import NORMALISATION, Samples
 from lab.page import table
 from lab.vision_cases import Setting
-from lab.vision_parts import LAST, Study
-from lab.vision_presets import preset_of
-from lab.vision_tables import headed
+from lab.vision_parts import LAST, PUBLISHED, Study
+from lab.vision_report import markdown
+from lab.vision_runs import headed
+from lab.vision_siblings import siblings
 
 
 def cifar(study: Study) -> str:
     """The public ResNet-20: edits of the last layer on all classes."""
-    data, model = _public(study, study.images)
+    data, model = public(study, study.images)
     head, features, each = headed(model, data)
     setting = Setting(
         features, lambda seed: head, "cifar10", False, "resnet20 last layer", passes=each
@@ -37,8 +39,9 @@ def cifar(study: Study) -> str:
             setting,
             methods=LAST,
             classes=ten,
-            published="class-wise",
-        )
+            published=True,
+        ),
+        study.classes_of("CIFAR-10, ResNet-20, one class after another", published=True),
     ]
     setting = replace(setting, probe=False)
     parts.append(
@@ -47,7 +50,7 @@ def cifar(study: Study) -> str:
         )
     )
     parts.append(
-        study.table("CIFAR-10, ResNet-20, few samples", "shots", setting, published="shots", **some)
+        study.table("CIFAR-10, ResNet-20, few samples", "shots", setting, published=True, **some)
     )
     parts.append(
         study.table(
@@ -55,16 +58,16 @@ def cifar(study: Study) -> str:
             "multi-class",
             setting,
             methods=LAST[:3],
-            published="multi-class",
+            published=True,
             **some,
         )
     )
     parts.append(
         study.table(
-            "CIFAR-10, ResNet-20, external samples",
+            "CIFAR-10, ResNet-20, forget samples from emoji scenes",
             "external",
-            setting,
-            published="external",
+            replace(setting, outside=drawn(model, data.classes), name="resnet20 last, emoji"),
+            published=True,
             **some,
         )
     )
@@ -74,25 +77,53 @@ def cifar(study: Study) -> str:
             "subclass",
             setting,
             methods=LAST[:2],
-            published="subclass",
+            published=True,
             **some,
         )
     )
-    parts.append(_siblings(study, head, features))
+    gone, rows = siblings(head, features)
+    title = f"CIFAR-10, ResNet-20, siblings of {gone}, which is forgotten"
+    study.note(title, "siblings", rows, 0.0)
+    told = f"### {title}\n\nAccuracy on each noun, %.\n\n"
+    theirs = PUBLISHED["siblings"]
+    columns = list(next(iter(theirs.values())))
+    beside = table(["published", *columns], [[n, *v.values()] for n, v in theirs.items()])
+    parts.append(f"{told}{markdown(rows)}\n\n{beside}\n")
     parts.append(_cached(head, features))
     return "\n".join(parts)
 
 
-def _public(study: Study, images: int) -> tuple[Data, nn.Module]:
+def public(study: Study, images: int) -> tuple[Data, nn.Module]:
+    """A part of CIFAR-10, and the ResNet-20 that its author trained on all of it."""
     whole = load_data(str(study.data / "cifar10.npz"))
     data = whole
     if images < len(whole.train_y):
-        data = _some(whole, images)
+        data = part_of(whole, images)
     weights = study.data / "cifar10_resnet20.safetensors"
     return data, load_model(f"resnet20:{weights}", data.classes).eval()
 
 
-def _some(data: Data, count: int) -> Data:
+# Objects of the embedded world that are a class of CIFAR-10.
+OBJECTS = {"airplane": "airplane", "automobile": "car", "cat": "cat", "dog": "dog", "frog": "frog"}
+OBJECTS |= {"horse": "horse", "ship": "sailboat", "truck": "truck"}
+
+
+def drawn(model: nn.Module, classes: Sequence[str], count: int = 20) -> Data:
+    """What a network's last layer reads on emoji scenes of its classes: another data set."""
+    world = scenes(count, 1)
+    numbers = {world.classes.index(OBJECTS[c]): i for i, c in enumerate(classes) if c in OBJECTS}
+    mean, std = (torch.tensor(v)[:, None, None] for v in NORMALISATION["cifar10"])
+    parts = []
+    for x, y in ((world.train_x, world.train_y), (world.test_x, world.test_y)):
+        ours = torch.nonzero(torch.tensor([int(n) in numbers for n in y]))[:, 0]
+        pictures = x[ours] / 2 + 0.5  # they are centred on a half, and halved
+        small = F.interpolate(pictures, (32, 32), mode="bilinear", antialias=True)
+        labels = torch.tensor([numbers[int(n)] for n in y[ours]])
+        parts.append((penultimate(model, (small - mean) / std), labels))
+    return Data("emoji scenes", *parts[0], *parts[1], tuple(classes))
+
+
+def part_of(data: Data, count: int) -> Data:
     """A random part of the training samples, and half as many test samples."""
     generator = torch.Generator().manual_seed(0)
     few, test = (
@@ -125,67 +156,3 @@ def _cached(head: nn.Module, data: Data) -> str:
         "cached moment: "
         f"{np.median(times):.1f} ms (median of 20)."
     )
-
-
-def _siblings(study: Study, head: nn.Module, data: Data) -> str:
-    """Unlink's Table 3: accuracy of each of a class's finer nouns while one of them goes."""
-    assert data.train_fine is not None
-    fine = np.array(data.train_fine)
-    labels = data.train_y.numpy()
-    often = {n for n, c in zip(*np.unique(fine, return_counts=True), strict=True) if c >= 30}
-    by_class = [sorted({str(n) for n in fine[labels == c]} & often) for c in range(10)]
-    names = max(by_class, key=len)[:6]
-    if len(names) < 2:
-        raise ValueError("no class has two nouns with at least 30 images: take more --images")
-    gone = names[0]
-    task = make_task(data, f"subclass:{gone}")
-    near = torch.tensor([f in names[1:] for f in data.train_fine])[torch.tensor(fine != gone)]
-    sibling = replace(task, retain=task.retain[near])
-    rows = []
-    cases: list[tuple[str, str, Any]] = [
-        ("unlink", "unlink", task),
-        ("rayleigh", "rayleigh", task),
-        ("rayleigh, only siblings kept", "rayleigh", sibling),
-    ]
-    models = [("original", head)] + [(n, unlearn(head, t, m).model) for n, m, t in cases]
-    for name, model in models:
-        with torch.no_grad():
-            right = model(data.train_x[torch.arange(len(fine))]).argmax(1).numpy() == labels
-        rows.append([name, *(f"{100 * right[fine == n].mean():.2f}" for n in names)])
-        rows[-1].append(f"{100 * right[~np.isin(fine, names)].mean():.2f}")
-    study.numbers["siblings"] = rows
-    told = f"### CIFAR-10, ResNet-20, siblings of {gone}\n\nAccuracy on each noun, %.\n\n"
-    return told + table(["method", *names, "all others"], rows) + "\n"
-
-
-def frontier(study: Study) -> str:
-    """A ResNet-20 trained here and Retrain by the same recipe: what relearning brings back."""
-    classes, images = study.deep
-    data, public = _public(study, images)
-    shared = Setting(data, lambda seed: public, "cifar10", False, "resnet20 public")
-    told = study.table("CIFAR-10, the public ResNet-20", "frontier", shared, classes=classes)
-    told += "\n" + study.goals("CIFAR-10, the public ResNet-20", "two-sided, μ = 0.3")
-    if not study.retrain:
-        return (
-            told
-            + "\nRetrain was not trained in this run (`--no-retrain`): it takes hours of two cores."
-        )
-    recipe = Recipe(**{k: v for k, v in preset_of("retrain", "cifar10").items()})
-
-    @cache
-    def original(seed: int) -> nn.Module:
-        path = study.work / f"resnet20-original-{images}.state"
-        return trained("resnet20", data, recipe, seed=seed, loop=Loop(resume=path, desc="original"))
-
-    parts = [told]
-    told = f"{recipe.epochs} epochs"
-    own = Setting(data, original, "cifar10", True, "resnet20 cifar10", told)
-    parts.append(
-        study.table(
-            f"CIFAR-10, ResNet-20 trained here for {told}, and Retrain by the same recipe",
-            "frontier",
-            own,
-            classes=classes,
-        )
-    )
-    return "\n".join(parts)

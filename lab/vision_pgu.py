@@ -1,28 +1,25 @@
 """PGU's tables and figures as its paper sets them up, on data at hand.
 
-`python -m lab.vision_pgu --out build/pgu`
+`python -m lab.vision_tables pgu-1 --model mlp --train --data digits --out build/tables`
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from erase_sd.vision import Cache, Data, Recipe, Samples, Task, build, load_data, make_task, unlearn
+from erase_sd.vision import Cache, Data, Recipe, Samples, Task, build, make_task, unlearn
 from erase_sd.vision.methods.pgu import PGU, incremental
 from erase_sd.vision.metrics import ShadowAttack, confusion, log_entropy, without_rows
 from erase_sd.vision.train import accuracy, logits, train
-from lab.page import write_page
 from lab.vision_presets import preset_of
-from lab.vision_report import average, markdown
+from lab.vision_report import average
 
 RECIPE = Recipe(epochs=40)  # of original, retrained, poisoned and shadow networks alike
 
@@ -243,47 +240,37 @@ def _drawn(
     return buffer.getvalue()
 
 
-def tables(world: World, seeds: int) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """PGU's four tables, scaled to the data: 500 of 5,000 samples of a class are a tenth of it."""
+TABLES = {
+    "pgu-1": "a tenth of one class's samples: D_f, D_r and D_test error (PGU T1)",
+    "pgu-2": "five classes, their rows dropped (PGU T2)",
+    "pgu-3": "samples of every class four times, each from what is left of the cache (PGU T3)",
+    "pgu-4": "flipped labels, a tenth to half of all: test accuracy (PGU T4)",
+    "pgu-figures": "entropy on D_f, the membership attack's ROC over shadow models, confusion",
+}
+
+
+def table(
+    name: str, world: World, seeds: int, shadows: int
+) -> tuple[list[dict[str, Any]], bytes | None]:
+    """One of PGU's tables, scaled to the data (500 of 5,000 samples of a class are a tenth of it).
+
+    Returns:
+        Its rows, and the picture of its figures.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
     per_class = int(torch.bincount(world.whole.y).min())
     few, each = max(1, per_class // 10), max(1, per_class // 50)
-    return {
-        f"Table 1: {few} samples of class 0": lambda: removal(world, f"class:0#{few}", seeds),
-        "Table 2: five classes, their rows dropped": lambda: removal(
-            world, "class:0,1,2,3,4", seeds
-        ),
-        f"Table 3: {each} samples of every class, four times": lambda: in_steps(
-            world, each, 4, seeds
-        ),
-        "Table 4: flipped labels, test accuracy": lambda: poisoned(world, seeds),
-    }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Make all of it for one network."""
-    p = argparse.ArgumentParser(prog="python -m lab.vision_pgu", description=__doc__)
-    p.add_argument("--model", default="mlp")
-    p.add_argument("--data", default="digits")
-    p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--shadows", type=int, default=50)
-    p.add_argument("--out", type=Path, default=Path("build/vision-pgu"))
-    args = p.parse_args(argv)
-    world = World(load_data(args.data), args.model)
-    lines = [
-        "# PGU's tables and figures",
-        "",
-        f"{args.model} on {args.data}, {args.seeds} seeds.",
-        "",
-    ]
-    data: dict[str, Any] = {}
-    for title, make in tables(world, args.seeds).items():
-        data[title] = make()
-        lines += [f"## {title}", "", markdown(data[title]), ""]
-    picture, data["figures"] = figures(world, "class:0#14", args.shadows)
-    lines += ["## Figures", "", markdown(data["figures"]), "", "![figures](pgu.png)", ""]
-    print(write_page(args.out, "pgu", "\n".join(lines), data=data, picture=picture))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    if name == "pgu-1":
+        return removal(world, f"class:0#{few}", seeds), None
+    if name == "pgu-2":
+        return removal(world, "class:0,1,2,3,4", seeds), None
+    if name == "pgu-3":
+        return in_steps(world, each, 4, seeds), None
+    if name == "pgu-4":
+        return poisoned(world, seeds), None
+    if name != "pgu-figures":
+        raise ValueError(f"expected one of {', '.join(TABLES)}, got {name!r}")
+    picture, rows = figures(world, f"class:0#{few}", shadows)
+    return rows, picture

@@ -29,28 +29,38 @@ def average(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         values = {k: [n[k] for n in done if k in n and not math.isnan(n[k])] for k in keys}
         mean, std = ({k: float(f(v)) for k, v in values.items() if v} for f in (np.mean, np.std))
         why = sorted({e["why"] for e in runs if e.get("why")})
-        made.append(
-            {
-                "row": row,
-                "runs": len(runs),
-                "failed": len(runs) - len(done),
-                "mean": mean,
-                "std": std,
-                "why": "; ".join(why),
-            }
-        )
+        told = {"row": row, "runs": len(runs), "failed": len(runs) - len(done)}
+        told |= {"mean": mean, "std": std, "why": "; ".join(why)}
+        if "cost" in runs[0]:
+            told["cost"] = sum(e["cost"] for e in runs)
+            told["each"] = {e["case"]: e["numbers"] for e in runs}
+        made.append(told)
+    return made
+
+
+def by_class(rows: Sequence[Mapping[str, Any]], key: str = "UA") -> list[dict[str, Any]]:
+    """The same runs, one column for each class that was forgotten alone, averaged over seeds."""
+    entries = []
+    for r in rows:
+        for case, numbers in r["each"].items():
+            forget = case.partition(",")[0].removeprefix("class:")
+            value = {forget: numbers[key]} if numbers else {}
+            entries.append({"row": r["row"], "numbers": value, "why": ""})
+    made = average(entries)
+    for told, r in zip(made, rows, strict=True):
+        told |= {"why": r["why"], "std": {}}
     return made
 
 
 def markdown(
-    rows: Sequence[Mapping[str, Any]], published: Mapping[str, Sequence[Any]] | None = None
+    rows: Sequence[Mapping[str, Any]],
+    published: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """A table of averaged rows, below it what failed and how often.
 
     Args:
         rows: As `average` makes them.
-        published: Numbers of a paper by row and in the order of the columns; they stand in rows of
-            their own.
+        published: Numbers of a paper by row and column; they stand in rows of their own.
     """
     columns = [c for c in COLUMNS if any(c in r["mean"] for r in rows)]
     columns += list(dict.fromkeys(c for r in rows for c in r["mean"] if c not in COLUMNS))
@@ -59,7 +69,7 @@ def markdown(
         name = r["row"] + (f" ({r['failed']} of {r['runs']} failed)" if r["failed"] else "")
         cells.append([name, *(_cell(r, c) for c in columns)])
     for name, numbers in (published or {}).items():
-        cells.append([name, *numbers, *["-"] * (len(columns) - len(numbers))])
+        cells.append([f"*published: {name}*", *(numbers.get(c, "-") for c in columns)])
     lines = table(["method", *columns], cells)
     failed = [
         f"\n{r['row']}, {r['failed']} of {r['runs']}: {r['why']}." for r in rows if r["failed"]
@@ -72,7 +82,7 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return "-"
     if column == "seconds":
         return f"{row['mean'][column]:.3g}"
-    if row["runs"] - row["failed"] > 1:
+    if column in row["std"] and row["runs"] - row["failed"] > 1:
         return f"{row['mean'][column]:.2f} ± {row['std'][column]:.2f}"
     return f"{row['mean'][column]:.2f}"
 

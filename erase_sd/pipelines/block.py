@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
-from erase_sd.models.architectures import POOLED, TOKENS, Stream, identify
-from erase_sd.pipelines.live import denoiser_of
+from erase_sd.models.architectures import POOLED, TOKENS, Stream
+from erase_sd.pipelines.networks import denoisers_of, kind_of
 
 # The states that a text encoder's block leaves, in every family that has them.
 STATES: dict[str, Stream] = {
@@ -88,12 +88,10 @@ class EraseBlock(ModularPipelineBlocks):  # type: ignore[misc]
         return components, state
 
     def _check(self, components: Any) -> None:
-        denoiser = denoiser_of(components)
-        if not isinstance(denoiser, nn.Module):  # it is not loaded, or elsewhere
+        networks = denoisers_of(components)
+        if not all(isinstance(n, nn.Module) for n in networks.values()):  # not loaded, or elsewhere
             return
-        config = dict(denoiser.config)  # type: ignore[arg-type]
-        config.setdefault("_class_name", type(denoiser).__name__)
-        found = identify(config).name
+        found = kind_of(networks).name
         if found != self.erasure.architecture:
             raise WrongBase(
                 f"this erasure is for {self.erasure.architecture}, the model is {found}"

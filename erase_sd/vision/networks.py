@@ -9,7 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class BasicBlock(nn.Module):
+class Residual(nn.Module):
+    """A block that adds to its input, or to a shortcut of it, what it makes of it.
+
+    `relu(norm(layer(…)) + skip(x))`.
+    """
+
+    def skip(self, x: Tensor) -> Tensor:
+        """What is added, `(n, c', h', w')`."""
+        raise NotImplementedError
+
+    def ending(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The layer that it adds the output of, and the norm between."""
+        raise NotImplementedError
+
+
+class BasicBlock(Residual):
     """Two 3 x 3 convolutions with a shortcut: padded (option A) or projected (option B)."""
 
     def __init__(self, inner: int, outer: int, stride: int, *, option: str) -> None:
@@ -23,16 +38,23 @@ class BasicBlock(nn.Module):
         if option == "B" and (stride > 1 or inner != outer):
             self.shortcut = _projection(inner, outer, stride)
 
+    def skip(self, x: Tensor) -> Tensor:
+        """The input: padded, projected or as it is."""
+        if self.pad:
+            return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        short: Tensor = self.shortcut(x)
+        return short
+
+    def ending(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """Its second convolution."""
+        return self.conv2, self.bn2
+
     def forward(self, x: Tensor) -> Tensor:
         """`(n, c, h, w)` to `(n, c', h', w')`."""
-        if self.pad:
-            short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-        else:
-            short = self.shortcut(x)
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + short)
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.skip(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
     """1 x 1, 3 x 3 and 1 x 1 convolutions, the last four times as wide.
 
     With a projected shortcut.
@@ -51,11 +73,20 @@ class Bottleneck(nn.Module):
         if stride > 1 or inner != outer:
             self.shortcut = _projection(inner, outer, stride)
 
+    def skip(self, x: Tensor) -> Tensor:
+        """The input, or its projection."""
+        short: Tensor = self.shortcut(x)
+        return short
+
+    def ending(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """Its third convolution."""
+        return self.conv3, self.bn3
+
     def forward(self, x: Tensor) -> Tensor:
         """`(n, c, h, w)` to `(n, c', h', w')`."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+        return F.relu(self.bn3(self.conv3(y)) + self.skip(x))
 
 
 def _projection(inner: int, outer: int, stride: int) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from erase_sd.models.files import atomic_path
 from erase_sd.vision.layers import evaluating, place
+from erase_sd.vision.resume import Saved
 from erase_sd.vision.samples import Pictures, Samples, at_once, augmented, portions
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -37,6 +37,8 @@ class Recipe:
         lr_last: Of "exponential".
         milestones: Of "steps", as shares of the whole.
         augment: Random crops of images padded by 4 pixels, and flips.
+        precision: "bfloat16" multiplies in it, on images laid out channels last; weights and steps
+            stay float32. On processors that have units for it this halves the time.
 
     >>> Recipe(epochs=30, lr=0.1, schedule="steps").rate(0.6)
     0.01
@@ -52,6 +54,7 @@ class Recipe:
     lr_last: float = 5e-4
     milestones: tuple[float, ...] = (0.5, 0.75)
     augment: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or not self.lr > 0:
@@ -63,6 +66,8 @@ class Recipe:
             raise ValueError(f"expected sgd, nesterov or adam, got {self.optimizer!r}")
         if self.schedule not in ("constant", "one-cycle", "cosine", "steps", "exponential"):
             raise ValueError(f"no schedule {self.schedule!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"expected float32 or bfloat16, got {self.precision!r}")
 
     def rate(self, progress: float) -> float:
         """Learning rate at a share of the training, 0..1."""
@@ -90,6 +95,19 @@ class Recipe:
             weight_decay=self.weight_decay,
             nesterov=self.optimizer == "nesterov",
         )
+
+    def told(self) -> str:
+        """All of it in one line; what a subclass adds is no part of the recipe."""
+        return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(Recipe))
+
+    def answers(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits of a batch in the recipe's precision."""
+        if self.precision == "float32":
+            return model(x)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return model(x).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +171,11 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     moving = list(loop.parameters) if loop.parameters is not None else moving_parameters(model)
     optimizer = recipe.optimizer_for(moving)
-    about = f"{recipe}, seed {seed}, {len(samples)} samples"
-    start = _resumed(loop.resume, about, model, optimizer, generator)
+    about = f"{recipe.told()}, seed {seed}, {len(samples)} samples"
+    if recipe.precision == "bfloat16":
+        laid_out(model, torch.channels_last)
+    saved = Saved(loop.resume, about, model, optimizer, generator)
+    start = saved.restore()
     per_epoch = math.ceil(len(samples) / recipe.batch)
     total = max(1, recipe.epochs * per_epoch)
     done = start * per_epoch
@@ -170,14 +191,18 @@ def train(
             _step(optimizer, portions(index, most), labels, value, loop)
             done += 1
             bar.update()
-        if loop.resume is not None:
-            state = {"epoch": epoch + 1, "about": about, "model": model.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            _keep(loop.resume, state)
+        saved.keep(epoch + 1)
     bar.close()
     for p in model.parameters():
         p.grad = None
-    return model.eval()
+    return laid_out(model, torch.contiguous_format).eval()
+
+
+def laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """A model whose convolutions' weights lie in memory in this order; its values stay."""
+    move: Any = model.to  # its stubs do not know the argument
+    moved: nn.Module = move(memory_format=layout)
+    return moved
 
 
 def _valuing(
@@ -188,7 +213,7 @@ def _valuing(
     def value(part: Tensor, y: Tensor) -> Tensor:
         picked = samples.x[part]
         x = on(model, augmented(picked, generator) if recipe.augment else picked)
-        return _finite(loss(model(x), on(model, y), x), recipe)
+        return _finite(loss(recipe.answers(model, x), on(model, y), x), recipe)
 
     return value
 
@@ -215,30 +240,6 @@ def _finite(value: Tensor, recipe: Recipe) -> Tensor:
         told = f"the loss became {float(value.detach())}"
         raise ValueError(f"{told}: lower the learning rate ({recipe.lr})")
     return value
-
-
-def _keep(path: Path, state: dict[str, Any]) -> None:
-    with atomic_path(path, force=True) as draft:
-        torch.save(state, draft)
-
-
-def _resumed(
-    path: Path | None,
-    about: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> int:
-    """Epochs that are done already; the state as they left it."""
-    if path is None or not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["about"] != about:
-        raise ValueError(f"{path} is of another training: expected {about}, got {state['about']}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"])
-    return int(state["epoch"])
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

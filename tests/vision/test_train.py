@@ -1,12 +1,15 @@
 """Recipes, schedules, augmentation, and trainings that were cut off."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from erase_sd.vision import Recipe, Samples, build
+from erase_sd.vision.methods.retrain import Retrain
+from erase_sd.vision.resume import spent
 from erase_sd.vision.samples import augmented
 from erase_sd.vision.train import Loop, train
 from tests.vision.helpers import same
@@ -71,6 +74,36 @@ class TestTraining:
         with pytest.raises(ValueError, match="of another training"):
             train(build("resnet20", 3), self.few(), longer, loop=Loop(resume=tmp_path / "b"))
 
+    def test_half_precision_learns_the_same_and_leaves_no_trace(self, tmp_path):
+        """Near float32's end, cut off or not; weights stay float32 and lie as they did."""
+        full = Recipe(epochs=1, batch=32, schedule="constant", lr=0.01)
+        half = replace(full, precision="bfloat16")
+        plain = train(build("resnet20", 3), self.few(), full)
+        rounded = train(build("resnet20", 3), self.few(), half)
+        assert not same(plain, rounded)
+        assert all(p.dtype == torch.float32 and p.is_contiguous() for p in rounded.parameters())
+        models = (plain, rounded, build("resnet20", 3))
+        a, b, start = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models)
+        assert (a - b).norm() < 0.3 * (a - start).norm()
+        train(build("resnet20", 3), self.few(), half, loop=Loop(resume=tmp_path / "a"))
+        state = torch.load(tmp_path / "a", weights_only=True)
+        assert state["epoch"] == 1 and state["seconds"] == spent(tmp_path / "a") > 0
+        again = train(
+            build("resnet20", 3, seed=5), self.few(), half, loop=Loop(resume=tmp_path / "a")
+        )
+        assert same(again, rounded)
+        assert spent(tmp_path / "none") == 0
+
+    def test_a_kept_training_is_known_by_its_recipe_alone(self, tmp_path):
+        """Not by what a method adds to it, such as where the file is."""
+        recipe = Recipe(epochs=1, batch=8)
+        train(build("resnet20", 3), self.few(), recipe, loop=Loop(resume=tmp_path / "a"))
+        asked = Retrain(epochs=1, batch=8, lr=recipe.lr, resume=str(tmp_path / "a"))
+        train(build("resnet20", 3), self.few(), asked, loop=Loop(resume=tmp_path / "a"))
+        with pytest.raises(ValueError, match="lr=0.5, batch=8"):
+            other = replace(recipe, lr=0.5)
+            train(build("resnet20", 3), self.few(), other, loop=Loop(resume=tmp_path / "a"))
+
     def test_crops_and_flips_are_of_the_padded_image(self):
         x = torch.arange(2 * 3 * 5 * 5).float().reshape(2, 3, 5, 5) + 1
         got = augmented(x, torch.Generator().manual_seed(0))
@@ -93,3 +126,5 @@ class TestTraining:
             Recipe(lr=0)
         with pytest.raises(ValueError, match="sgd, nesterov or adam"):
             Recipe(optimizer="lion")
+        with pytest.raises(ValueError, match="float32 or bfloat16"):
+            Recipe(precision="half")

@@ -6,6 +6,7 @@ from torch import nn
 
 from erase_sd.vision import Samples, Task, make_task, unlearn
 from erase_sd.vision.methods.two_sided import Rows, TwoSided, change
+from erase_sd.vision.networks import BasicBlock
 from erase_sd.vision.train import accuracy, logits
 
 
@@ -77,6 +78,31 @@ def test_it_forgets_a_class_and_edits_two_layers(trained, task, digits):
     assert accuracy(result.model, task.forget) < 10 and accuracy(result.model, task.retain) > 98
     with pytest.raises(ValueError, match="sends whole classes elsewhere"):
         unlearn(trained, make_task(digits, "random:0.1"), "two-sided")
+
+
+def test_what_a_shortcut_carries_past_a_layer_is_made_up_for():
+    """The sum that the next layer reads goes to the neighbours' mean, not the layer's own part."""
+    torch.manual_seed(3)
+    block = BasicBlock(4, 4, 1, option="A").eval()
+    block.bn2.weight.data.uniform_(0.5, 2.0)
+    block.bn2.running_var.uniform_(0.5, 2.0)
+    model = nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    x, y = torch.randn(90, 4, 5, 5), torch.arange(90) % 3
+    x[y == 0, 0] += 3.0  # the shortcut alone would tell the class
+    whole = Samples(x, y)
+    t = Task(whole[y == 0], whole[y != 0], whole[y != 0], whole[y == 0], (0,), 3, "class:0")
+    new = unlearn(model, t, "two-sided", layers="0.conv2", mu=1e6, epsilon=1e-9).model
+
+    def sums(net, samples):
+        part = net[0]
+        inner = part.bn2(part.conv2(torch.relu(part.bn1(part.conv1(samples.x)))))
+        return (inner + part.skip(samples.x)).detach()
+
+    guess = logits(model, t.forget.x).index_fill(1, torch.tensor([0]), -torch.inf).argmax(1)
+    wish = torch.stack([sums(model, t.retain)[t.retain.y == int(j)].mean(0) for j in guess])
+    before, after = ((sums(net, t.forget) - wish)[:, 0].mean() for net in (model, new))
+    assert before > 2.5 and after.abs() < 0.15 * before
+    torch.testing.assert_close(block.skip(x), x)
 
 
 def test_convolutions_and_groups(pictures_task):

@@ -6,18 +6,20 @@ What reads the forgotten is taken out, what their second guess looks like is put
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from erase_sd.vision.cache import Run
 from erase_sd.vision.layers import Layer, evaluating, in_order, layers, place, watching
+from erase_sd.vision.networks import Residual
 from erase_sd.vision.samples import Samples, at_once
 from erase_sd.vision.task import Task
 from erase_sd.vision.train import logits
 
 FEWEST = 100  # samples that are read at least, if there are so many
+SMALLEST = 0.05  # gain of a norm's channel below which its layer cannot make up for a shortcut
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class TwoSided:
     layers: str | tuple[str, ...] | None = None
     samples: int = 2500
     rows: int = 64_000
-    mu: float = 0.3
+    mu: float = 1.0
     epsilon: float = 1e-3
 
 
@@ -49,6 +51,9 @@ def two_sided(model: nn.Module, task: Task, options: TwoSided, run: Run) -> nn.M
     I`, `T = I − μ C_f K⁻¹`. `T` is the right side, which takes out what reads the forgotten under
     the protection of the layer's retained moment; the other term is the left side, which writes in
     its place what the neighbours look like. Features come from the model as edited so far.
+
+    Where a layer ends a residual block, output means the sum that the next layer reads: what the
+    shortcut carries past the layer is made up for by the layer, or it would bring the class back.
 
     An edit of the last layer alone hides a class from the logits and leaves it in the features;
     this one moves the features themselves, so that a classifier fitted anew finds less to hold on
@@ -73,7 +78,10 @@ def two_sided(model: nn.Module, task: Task, options: TwoSided, run: Run) -> nn.M
         asked = {y.name for y in layers(new, options.layers, forget.x)}
         chosen = [y for y in order if y.name in asked]
     for layer in chosen:
-        kept, gone = (_rows(new, layer, part, options.rows) for part in (retain, forget))
+        kept, gone = (
+            _past(new, layer, part, _rows(new, layer, part, options.rows))
+            for part in (retain, forget)
+        )
         pairs = zip(layer.matrices(), kept, gone, strict=True)
         layer.write([W + change(W, r, f, options).to(W) for W, r, f in pairs])
     return new
@@ -86,10 +94,17 @@ class Rows:
     Attributes:
         x: `(n, places, d)` float32.
         y: `(n,)` class of each sample, or of its second guess.
+        past: `(n, places, d_out)` what a shortcut adds to the layer's output, in its units.
     """
 
     x: Tensor
     y: Tensor
+    past: Tensor | None = None
+
+    def output(self, weight: Tensor) -> Tensor:
+        """What is read of the layer, `(n, places, d_out)`, up to a constant."""
+        made = self.x @ weight.T
+        return made if self.past is None else made + self.past
 
     def second(self) -> Tensor:
         """`Xᵀ X / rows`, `(d, d)` float64."""
@@ -107,12 +122,12 @@ def change(W: Tensor, kept: Rows, gone: Rows, options: TwoSided) -> Tensor:
         options: Of the method.
     """
     weight = W.float().cpu()
-    target = gone.x @ weight.T
+    before, kept_output = gone.output(weight), kept.output(weight)
+    target = before.clone()
     for j in torch.unique(gone.y).tolist():
-        neighbours = kept.x[kept.y == j]
-        if len(neighbours):
-            target[gone.y == j] = neighbours.mean(0) @ weight.T
-    moved = (target - gone.x @ weight.T).flatten(0, 1)
+        if bool((kept.y == j).any()):
+            target[gone.y == j] = kept_output[kept.y == j].mean(0)
+    moved = (target - before).flatten(0, 1)
     flat = gone.x.flatten(0, 1)
     K = kept.second() + options.mu * gone.second()
     ridge = options.epsilon * K.trace() / len(K)
@@ -165,3 +180,30 @@ def _rows(model: nn.Module, layer: Layer, samples: Samples, limit: int) -> list[
                 break
     labels = samples.y[: sum(running)]
     return [Rows(torch.cat(g).reshape(len(labels), -1, layer.width), labels) for g in found]
+
+
+@torch.no_grad()
+def _past(model: nn.Module, layer: Layer, samples: Samples, rows: list[Rows]) -> list[Rows]:
+    """Rows with what goes past their layer, if it ends a residual block, in units of its output."""
+    block = model.get_submodule(layer.name.rpartition(".")[0])
+    if not isinstance(block, Residual) or block.ending()[0] is not layer.module:
+        return rows
+    norm = block.ending()[1]
+    assert norm.running_var is not None
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    gain = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp(min=SMALLEST)
+    found: list[Tensor] = []
+
+    def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        past = (block.skip(args[0]) / gain[:, None, None]).float()
+        found.append(past.flatten(2).transpose(1, 2).cpu())
+
+    handle = block.register_forward_pre_hook(see)
+    try:
+        logits(model, samples[torch.arange(len(rows[0].x))].x)
+    finally:
+        handle.remove()
+    whole = torch.cat(found)
+    kept = torch.linspace(0, whole.shape[1] - 1, rows[0].x.shape[1]).long()  # places, as in _rows
+    parts = whole[:, kept].chunk(layer.groups, dim=-1)
+    return [replace(r, past=p) for r, p in zip(rows, parts, strict=True)]
