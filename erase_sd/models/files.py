@@ -120,7 +120,10 @@ def check_target(target: Path, *, force: bool = False) -> None:
 
     Raises:
         FileExistsError: With what to do.
+        ValueError: If the name is not UTF-8: safetensors opens no such file.
     """
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in str(target)):
+        raise ValueError(f"expected a name in UTF-8, got {str(target)!r}")
     if not os.path.lexists(target):
         return
     if (
