@@ -277,21 +277,23 @@ def save_weights(
     """Write a model to be loaded again by `load_model`.
 
     A network becomes a safetensors file with `about` in its metadata; a transformers model,
-    zero-shot CLIP included, the folder that transformers reads (CLIP also a safetensors file, if
-    the path ends so).
-
-    Raises:
-        ValueError: If the model is no weights alone, as a mask is.
+    zero-shot CLIP included, the folder that transformers reads (CLIP also such a file, by the
+    path's ending). A mask is no weights alone: ValueError.
     """
+    with atomic_path(path, force=force) as draft:
+        write_weights(model, draft, about, suffix=path.suffix)
+
+
+def write_weights(model: nn.Module, draft: Path, about: dict[str, Any], *, suffix: str) -> None:
+    """The same to a draft of what will have a path with this suffix."""
     if hasattr(model, "gone"):
         raise ValueError("mask changes no weight: there is nothing to write")
-    with atomic_path(path, force=force) as draft:
-        if isinstance(model, Logits):
-            model.network.save_pretrained(draft)
-        elif isinstance(model, ZeroShot) and path.suffix != ".safetensors":
-            clip, tokenizer = model.whole
-            clip.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-        else:
-            state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-            write_tensors(draft, state, {"erase-sd": json.dumps(about, sort_keys=True)})
+    if isinstance(model, Logits):
+        model.network.save_pretrained(draft)
+    elif isinstance(model, ZeroShot) and suffix != ".safetensors":
+        clip, tokenizer = model.whole
+        clip.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+    else:
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        write_tensors(draft, state, {"erase-sd": json.dumps(about, sort_keys=True)})

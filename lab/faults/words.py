@@ -205,6 +205,8 @@ class Words:
             line.pop(int(self.rng.integers(1, len(line)))) if len(line) > 1 else None
         if self.odd(0.05):
             line.insert(int(self.rng.integers(1, len(line) + 1)), self.pick(TEXTS))
+        if line[:2] == ["eval", "run"] and "--dry-run" not in line:
+            line.append("--dry-run")  # pictures are not what is tried here
         # A model that the command does not read is a file like any other, and may be replaced.
         for i, word in enumerate(line[1:], 1):
             for model in (str(self.bench.single), str(self.bench.folder)):
