@@ -72,7 +72,7 @@ KINDS = {
     "forged": Kind("Damaged and forged files", 10_000, 250, each(forged_file)),
     "threads": Kind("A live pipeline in two threads", 50, 25, each(threads)),
     "interrupts": Kind("A live pipeline, interrupted", 50, 25, each(interrupted)),
-    "requests": Kind("Requests to the page", 2_000, 500, requests),
+    "requests": Kind("Requests to the page", 2_000, 2_000, requests),
 }
 
 
