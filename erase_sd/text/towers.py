@@ -233,7 +233,16 @@ class LoadedTower:
         Returns:
             `(n, L, d)` states of the architecture's layer and of each other that hosts may feed,
             and `(n, p)` pooled features if the spec names them.
+
+        Raises:
+            ValueError: If the encoder has no such token.
         """
+        table = self.model.get_input_embeddings().weight
+        if ids.numel() and int(ids.max()) >= len(table):
+            raise ValueError(
+                f"expected tokens below {len(table)}, which the text encoder knows, got "
+                f"{int(ids.max())}: the tokenizer is another model's"
+            )
         device = next(self.model.parameters()).device
         options: dict[str, Any] = {}
         if self.spec.masked:
