@@ -83,7 +83,12 @@ class LoadedTower:
         self.width: int = getattr(config, "d_model", 0) or config.hidden_size
         self.width *= max(1, len(spec.taps))
         room: int = getattr(config, "max_position_embeddings", 512)
-        self.length: int = spec.length or min(self.tokenizer.model_max_length, room)
+        longest = self.tokenizer.model_max_length
+        if not isinstance(longest, (int, float)) or not longest >= 3:
+            raise ValueError(
+                f"expected a tokenizer's model_max_length of 3 or more, got {longest!r}"
+            )
+        self.length: int = spec.length or int(min(longest, room))
         self.pooled_width = {"": 0, "pooler_output": self.width}.get(
             spec.pooled, getattr(config, "projection_dim", 0)
         )
