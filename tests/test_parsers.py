@@ -112,6 +112,15 @@ def test_odd_encoders_and_tokenizers(rng, name, damaged, tmp_path_factory):
         (folder / name).write_bytes(whole)
 
 
+def test_an_encoder_too_shallow_for_the_architecture_is_refused(tmp_path):
+    write_folder(tmp_path / "m", "sd1", small=True)
+    config = tmp_path / "m" / "text_encoder" / "config.json"
+    about = json.loads(config.read_text())
+    config.write_text(json.dumps(about | {"num_hidden_layers": 0}))
+    with pytest.raises(ValueError):
+        TextEncoder.from_checkpoint(DiffusersFolder.open(tmp_path / "m")).encode(["a cat"])
+
+
 @given(rng=seeds)
 def test_damaged_prompt_sets_and_files(rng, tmp_path):
     path = tmp_path / "s.yaml"

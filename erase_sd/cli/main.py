@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from erase_sd._version import __version__
 
@@ -123,7 +123,8 @@ def _orderly() -> Iterator[None]:
         came.append(number)
         raise _wish(number)
 
-    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL}
+    usual[signal.SIGINT] = signal.default_int_handler
     if hasattr(signal, "SIGHUP"):
         usual[signal.SIGHUP] = signal.SIG_DFL
     if threading.current_thread() is not threading.main_thread():

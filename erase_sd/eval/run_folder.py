@@ -66,14 +66,14 @@ def claim(protocol: Protocol, variants: Sequence[Variant], out: Path) -> None:
     if path.is_file():
         with understood(path):
             other = json.loads(read_text(path, "a run"))
-            theirs, variants = other["protocol"], dict(other["variants"])
+            theirs, known = other["protocol"], dict(other["variants"])
             whose = f"{theirs['name']} {theirs['hash']}"[:200]
         if theirs["hash"] != mine["protocol"]["hash"]:
             raise ValueError(f"{out} holds a run of {whose}; {told}")
         for name, about in mine["variants"].items():
-            if variants.get(name, about) != about:
+            if known.get(name, about) != about:
                 raise ValueError(f"{out} holds another variant named {name}; {told}")
-        mine["variants"] = variants | mine["variants"]
+        mine["variants"] = known | mine["variants"]
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run; {told}")
     out.mkdir(parents=True, exist_ok=True)

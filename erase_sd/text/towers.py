@@ -82,6 +82,10 @@ class LoadedTower:
         config = model.config.get_text_config()
         self.width: int = getattr(config, "d_model", 0) or config.hidden_size
         self.width *= max(1, len(spec.taps))
+        states: int = config.num_hidden_layers + 1
+        for layer in (spec.layer, *spec.also, *spec.taps):
+            if not -states <= layer < states:
+                raise ValueError(f"expected a text encoder with layer {layer}, got {states - 1}")
         room: int = getattr(config, "max_position_embeddings", 512)
         longest = self.tokenizer.model_max_length
         if not isinstance(longest, (int, float)) or not longest >= 3:
