@@ -14,12 +14,14 @@ from erase_sd.artifact.file import dump
 from erase_sd.eval.protocol import HERE as PROTOCOLS
 from erase_sd.eval.protocol import load_protocol
 from erase_sd.eval.report import page, table
-from erase_sd.eval.run_folder import results_of, understood
+from erase_sd.eval.run_folder import claim, results_of, understood
 from erase_sd.models.checkpoint import DiffusersFolder
 from erase_sd.models.opening import open_checkpoint
 from erase_sd.models.single_file import SingleFile
 from erase_sd.models.tensor_files import read_tensors, stream_tensors
 from erase_sd.prompts import load_set, read_prompts, read_yaml
+from erase_sd.text.encoder import TextEncoder
+from erase_sd.vision import Cache, Samples, load_data, networks
 from lab.faults.changes import ODD, bytes_changed, header_changed, value_changed
 from lab.shapes import write_folder, write_single
 
@@ -86,6 +88,39 @@ def test_odd_configurations(value, name, tmp_path_factory):
         (folder / name).write_bytes(whole)
 
 
+ENCODER = ["tokenizer/tokenizer_config.json", "text_encoder/config.json", "tokenizer/vocab.json"]
+
+
+@given(rng=seeds, name=st.sampled_from(ENCODER), damaged=st.booleans())
+def test_odd_encoders_and_tokenizers(rng, name, damaged, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "parsed-encoder"
+    if not folder.exists():
+        write_folder(folder, "sd1", small=True)
+    whole = (folder / name).read_bytes()
+    try:
+        if damaged:
+            text = bytes_changed(whole, rng)
+        else:
+            text = json.dumps(value_changed(json.loads(whole), rng)).encode(
+                "utf-8", "surrogatepass"
+            )
+        (folder / name).write_bytes(text)
+        refuses_or_reads(
+            lambda p: TextEncoder.from_checkpoint(DiffusersFolder.open(p)).encode(["a cat"]), folder
+        )
+    finally:
+        (folder / name).write_bytes(whole)
+
+
+def test_an_encoder_too_shallow_for_the_architecture_is_refused(tmp_path):
+    write_folder(tmp_path / "m", "sd1", small=True)
+    config = tmp_path / "m" / "text_encoder" / "config.json"
+    about = json.loads(config.read_text())
+    config.write_text(json.dumps(about | {"num_hidden_layers": 0}))
+    with pytest.raises(ValueError):
+        TextEncoder.from_checkpoint(DiffusersFolder.open(tmp_path / "m")).encode(["a cat"])
+
+
 @given(rng=seeds)
 def test_damaged_prompt_sets_and_files(rng, tmp_path):
     path = tmp_path / "s.yaml"
@@ -120,6 +155,32 @@ def test_odd_results(value, tmp_path):
                 page(results_of(path), path)
 
         refuses_or_reads(read, tmp_path / "run")
+
+
+@given(value=JSON, whole=st.booleans())
+def test_odd_run_journals(value, whole, tmp_path):
+    """`run.json` says whose a folder is, and may be of another version, or of nobody."""
+    protocol = load_protocol("emoji-objects").limited(1)
+    told = {"protocol": protocol.describe(), "variants": value} if whole else value
+    path = tmp_path / "run.json"
+    path.write_bytes(json.dumps(told).encode("utf-8", "surrogatepass"))
+    refuses_or_reads(lambda p: claim(protocol, [], p.parent), path)
+
+
+@given(rng=seeds, damage=st.sampled_from([bytes_changed, header_changed]))
+def test_damaged_vision_caches(rng, damage, tmp_path):
+    model = networks.build("mlp", 10, 1)
+    path = tmp_path / "c.safetensors"
+    if not (tmp_path / "whole").exists():
+        data = load_data("digits")
+        few = Samples(data.train_x[:20], data.train_y[:20])
+        Cache.of(model, few).save(tmp_path / "whole", model)
+    path.write_bytes(damage((tmp_path / "whole").read_bytes(), rng))
+    found = refuses_or_reads(lambda p: Cache.load(p, model), path)
+    for moments in found.moments.values() if found else ():
+        for one in moments:
+            assert one.gram.shape == (len(one.total), len(one.total))
+            assert bool(one.gram.isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,25 @@ def _concept(entry: Mapping[str, Any], version: int) -> dict[str, Any]:
         "layers": _layers(entry.get("layers", [])),
         "strength": _number(entry["strength"], "strength", 0, 100),
         "options": entry["options"],
-        "certificate": entry["certificate"],
+        "certificate": _certificate(entry["certificate"], list(right)),
     }
+
+
+def _certificate(told: Any, streams: Sequence[str] = ()) -> dict[str, Any]:
+    """Numbers by name: a list of them, some for each prompt, and those of each other stream."""
+    if not isinstance(told, dict):
+        raise ValueError("certificate")
+    for name, value in told.items():
+        if name in streams:
+            _certificate(value)
+            continue
+        kind = {"spectrum": list, "retain_contradicts": dict}.get(name, float)
+        numbers = [value] if kind is float else value
+        if kind is not float and not isinstance(value, kind):
+            raise ValueError(f"certificate: {_short(name)}")
+        for one in numbers.values() if isinstance(numbers, dict) else numbers:
+            _number(one, f"certificate: {_short(name)}", -1e100, 1e100)
+    return dict(told)
 
 
 def _text(entry: Mapping[str, Any], name: str, longest: int = 4_000) -> str:

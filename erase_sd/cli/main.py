@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from erase_sd._version import __version__
 
@@ -118,21 +118,34 @@ class Ended(BaseException):
 @contextmanager
 def _orderly() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does, unless somebody else listens to them."""
+    came: list[int] = []
 
     def end(number: int, _: FrameType | None) -> NoReturn:
-        raise Ended(number)
+        came.append(number)
+        raise _wish(number)
 
-    wishes = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL}
+    usual[signal.SIGINT] = signal.default_int_handler
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
     if threading.current_thread() is not threading.main_thread():
-        wishes = []
-    wishes = [w for w in wishes if signal.getsignal(w) is signal.SIG_DFL]
-    for wish in wishes:
-        signal.signal(wish, end)
+        usual = {}
+    usual = {n: handler for n, handler in usual.items() if signal.getsignal(n) is handler}
+    for number in usual:
+        signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if came:  # a library's C code took what the handler raised for an error of its own
+            raise _wish(came[0]) from error
+        raise
     finally:
-        for wish in wishes:
-            signal.signal(wish, signal.SIG_DFL)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _wish(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Ended(number)
 
 
 def _told(name: str, code: int) -> int:

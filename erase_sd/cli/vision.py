@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -129,7 +128,8 @@ def _arguments(argv: list[str]) -> Namespace:
         "--cache-out",
         type=Path,
         metavar="FILE",
-        help="where to write what is left of --cache, for the next deletion from the written model",
+        help="where to write what is left of --cache, for the next deletion from the written "
+        "model: beside --out and named after it (new.safetensors, new.cache.safetensors)",
     )
     p.add_argument(
         "--out", type=Path, help="where to write the unlearned model (.safetensors, or a folder)"
@@ -148,6 +148,13 @@ def _arguments(argv: list[str]) -> Namespace:
         raise ValueError(
             "--cache-out is what is left of --cache for the model written to --out: give both"
         )
+    from erase_sd.pipelines.loading import check_device
+
+    check_device(args.device)
+    if args.cache_out:
+        from erase_sd.models.files import check_beside
+
+        check_beside(args.out, [args.cache_out])  # both take their places together
     for path in (args.out, args.cache_out):
         if path and path.exists() and not args.force:
             raise FileExistsError(f"{path} exists; choose another path or give --force")
@@ -197,10 +204,10 @@ def _unlearn(argv: list[str]) -> int:
     args = _arguments(argv)
     options = given_options(args.option, args.method)
     quiet_libraries()
-    from erase_sd.models.files import atomic_path
+    from erase_sd.models.files import atomic_paths
     from erase_sd.vision import make_task, unlearn
     from erase_sd.vision.methods.pgu import remaining
-    from erase_sd.vision.models import save_weights
+    from erase_sd.vision.models import write_weights
 
     model, data = original(args)
     task = make_task(data, args.forget, seed=args.seed)
@@ -222,12 +229,11 @@ def _unlearn(argv: list[str]) -> int:
     report = Report(about, _numbers(model, task), _numbers(result.model, task))
     told_of = {k: about[k] for k in ("model", "forget", "method", "options")}
     written = [path for path in (args.out, args.cache_out) if path]
-    with contextlib.ExitStack() as together:
-        if args.cache_out and cache is not None:
-            draft = together.enter_context(atomic_path(args.cache_out, force=args.force))
-            remaining(model, task, cache).save(draft, result.model)
-        if args.out:
-            save_weights(result.model, args.out, told_of, force=args.force)
+    if written:
+        with atomic_paths(written, force=args.force) as (draft, *more):
+            write_weights(result.model, draft, told_of, suffix=args.out.suffix)
+            if more and cache is not None:
+                remaining(model, task, cache).save(more[0], result.model)
     if args.json:
         print_json(about | {"before": report.before, "after": report.after})
         return 0

@@ -16,6 +16,7 @@ import gradio as gr
 import uvicorn
 
 from erase_sd.demo.connections import bounded
+from erase_sd.demo.ending import GRACE, EndingServer, end_process_soon
 from erase_sd.demo.guard import Gate, Guard
 from erase_sd.demo.layout import CSS, THEME, build
 from erase_sd.demo.messages import Forms
@@ -130,7 +131,7 @@ def make_app(server: Server, address: Address, port: int) -> Guard:
     return Guard(shell, server, gate, Forms(inputs))
 
 
-def prepare(server: Server, address: Address, listener: socket.socket) -> uvicorn.Server:
+def prepare(server: Server, address: Address, listener: socket.socket) -> EndingServer:
     """All that serves the page on a port that is taken; nothing runs yet."""
 
     async def made() -> Guard:
@@ -146,20 +147,23 @@ def prepare(server: Server, address: Address, listener: socket.socket) -> uvicor
         access_log=False,
         server_header=False,
         timeout_keep_alive=5,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=GRACE,
     )
-    return uvicorn.Server(config)
+    return EndingServer(config, server.turns)
 
 
 def serve(server: Server, address: Address) -> None:
-    """Serve the demo until interrupted."""
+    """Serve the demo until interrupted; soon after that this process is over."""
     few_arenas()
     with address.bind() as listener:
         ready = prepare(server, address, listener)
         host = "127.0.0.1" if host_name(address.host) in _ANYWHERE else host_name(address.host)
         at = f"http://{host}:{listener.getsockname()[1]}/"
         print(f"the demo is at {at} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        ready.run(sockets=[listener])
+        try:
+            ready.run(sockets=[listener])
+        finally:
+            end_process_soon()
 
 
 def few_arenas() -> None:

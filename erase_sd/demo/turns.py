@@ -103,14 +103,24 @@ class Turns:
         self._holder: Job | None = None
         self._clock = itertools.count(1)
         self._served: dict[str, int] = {}  # by address and by visitor
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Stop every job at its next pass through a network, and begin no other."""
+        self._stopped = True
+        for job in self._jobs:
+            job.budget.stopped = True
 
     @contextlib.contextmanager
     def job(self, visitor: Visitor) -> Iterator[Job]:
         """A job that waits from now on and is over at the end.
 
         Raises:
-            Busy: If the visitor, the visitor's address or everybody has enough jobs waiting.
+            Busy: If the visitor, the visitor's address or everybody has enough jobs waiting, or
+                the demo ends.
         """
+        if self._stopped:
+            raise Busy("the demo ends")
         mine = sum(j.visitor is visitor for j in self._jobs)
         here = sum(j.visitor.address == visitor.address for j in self._jobs)
         if mine >= self.limits.jobs:

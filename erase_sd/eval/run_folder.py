@@ -64,14 +64,16 @@ def claim(protocol: Protocol, variants: Sequence[Variant], out: Path) -> None:
     path, told = out / "run.json", "choose another --out"
     sweep(out)
     if path.is_file():
-        other = json.loads(path.read_text(encoding="utf-8"))
-        theirs = other["protocol"]
+        with understood(path):
+            other = json.loads(read_text(path, "a run"))
+            theirs, known = other["protocol"], dict(other["variants"])
+            whose = f"{theirs['name']} {theirs['hash']}"[:200]
         if theirs["hash"] != mine["protocol"]["hash"]:
-            raise ValueError(f"{out} holds a run of {theirs['name']} {theirs['hash']}; {told}")
+            raise ValueError(f"{out} holds a run of {whose}; {told}")
         for name, about in mine["variants"].items():
-            if other["variants"].get(name, about) != about:
+            if known.get(name, about) != about:
                 raise ValueError(f"{out} holds another variant named {name}; {told}")
-        mine["variants"] = other["variants"] | mine["variants"]
+        mine["variants"] = known | mine["variants"]
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run; {told}")
     out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,10 @@ def results_of(path: Path) -> dict[str, Any]:
     file = path / "results.json" if path.is_dir() else path
     with understood(path):
         value: dict[str, Any] = json.loads(read_text(file, "results"))
-        value["protocol"]["hash"], value["variants"]
+        if not isinstance(value["protocol"]["hash"], str) or not isinstance(
+            value["variants"], dict
+        ):
+            raise ValueError("expected a hash in words and variants by name")
     return value
 
 

@@ -58,8 +58,16 @@ class Checkpoint(abc.ABC):
         return self.architecture.sites(self.where, kinds=kinds)
 
     def weights(self, *, kinds: Kinds = "kv") -> dict[str, Tensor]:
-        """Those tensors, by diffusers name, in the file's dtype."""
-        return self._read([site.name for site in self.sites(kinds=kinds)])
+        """Those tensors, by diffusers name, in the file's dtype.
+
+        Raises:
+            ValueError: If one is no matrix.
+        """
+        found = self._read([site.name for site in self.sites(kinds=kinds)])
+        for name, weight in found.items():
+            if weight.ndim < 2:
+                raise ValueError(f"{self.path}: expected a matrix as {name}, got {[*weight.shape]}")
+        return found
 
     def norm(self) -> Tensor | None:
         """Weight of the norm that text features pass before they are read, if there is one."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from erase_sd.models.leftovers import sweep
 from erase_sd.models.placing import Move, inode, leave, named, own_name, place, settle, take_turn
-from erase_sd.models.staging import JOURNAL, Staging, logger, sync
+from erase_sd.models.staging import JOURNAL, Staging, logger, sync, to_its_end
 
 PROVENANCE = "erasure.json"  # beside model_index.json; diffusers ignores it
 
@@ -68,9 +68,7 @@ def atomic_paths(
     targets = [named(t) for t in targets]
     gone = [named(g) for g in gone]
     main = targets[0]
-    for other in (*targets, *gone):
-        if other.parent != main.parent or not own_name(main.name, other.name):
-            raise ValueError(f"expected what belongs to {main} and lies beside it, got {other}")
+    check_beside(main, (*targets, *gone))
     settle(main)
     for target in targets:
         check_target(target, force=force)
@@ -84,14 +82,19 @@ def atomic_paths(
             _sync(staging.path / name)
         take_turn(staging, main)
         _place(staging, dict(zip(names, targets, strict=True)), gone, force=force)
+        staging.placed = True
         try:
-            (staging.path / JOURNAL).unlink(missing_ok=True)  # all it says is done
-            sync(main.parent)
-            leave(staging)
+            to_its_end(lambda: _leave(staging))
         except OSError as error:
             logger.warning("%s is in place, but not all is well: %s", main, error)
     finally:
         staging.close()
+
+
+def _leave(staging: Staging) -> None:
+    (staging.path / JOURNAL).unlink(missing_ok=True)  # all it says is done
+    sync(staging.path.parent)
+    leave(staging)
 
 
 def _place(
@@ -120,7 +123,10 @@ def check_target(target: Path, *, force: bool = False) -> None:
 
     Raises:
         FileExistsError: With what to do.
+        ValueError: If the name is not UTF-8: safetensors opens no such file.
     """
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in str(target)):
+        raise ValueError(f"expected a name in UTF-8, got {str(target)!r}")
     if not os.path.lexists(target):
         return
     if (
@@ -135,6 +141,23 @@ def check_target(target: Path, *, force: bool = False) -> None:
         raise FileExistsError(
             f"{target} holds no {PROVENANCE}: it was not written by this tool and is not replaced"
         )
+
+
+def check_beside(main: Path, others: Sequence[Path]) -> None:
+    """Refuse what cannot take its place together with an output.
+
+    Args:
+        main: The output.
+        others: Paths that should belong to it and lie beside it, `NAME.SOMETHING`.
+
+    Raises:
+        ValueError: Naming one that does not.
+    """
+    main = named(main)
+    for other in (named(o) for o in others):
+        if other.parent != main.parent or not own_name(main.name, other.name):
+            like = main.with_name(main.name.removesuffix(".safetensors") + ".SOMETHING")
+            raise ValueError(f"expected what belongs to {main} beside it, as {like}, got {other}")
 
 
 def check_apart(out: Path, *read: Path | None) -> None:

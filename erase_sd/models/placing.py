@@ -98,19 +98,19 @@ def place(folder: Path, moves: list[Move]) -> None:
     done: list[Move] = []
     if len(moves) == 1 and not moves[0].goes and _one_step(folder, moves[0]):
         return
-    _write_journal(folder, moves)
     try:
+        _write_journal(folder, moves)
         for move in moves:
             done.append(move)
             forward(folder, move)
     except BaseException as error:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) or not done:
             for move in reversed(done):
                 _back(folder, move)
         else:  # an interrupt: it comes too late
             for move in moves:
                 forward(folder, move)
-        (folder / JOURNAL).unlink()
+        (folder / JOURNAL).unlink(missing_ok=True)
         raise
 
 

@@ -5,6 +5,7 @@ Where a file system has no locks on folders (some network ones), nothing is take
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 logger = logging.getLogger("erase_sd")
@@ -26,32 +28,48 @@ class Staging:
 
     Attributes:
         path: The folder. What it holds is nobody else's.
+        placed: Whether all that it was made for is in place: what it still holds may go.
     """
 
+    placed = False
+
     def __init__(self, place: Path) -> None:
-        self._made = _make(place)
+        self._made = make_folders(place)
         try:
             self.path, self._descriptor = _claimed(place)
         except BaseException:
-            self._unmake()
+            unmake(self._made)
             raise
-
-    def _unmake(self) -> None:
-        for folder in reversed(self._made):
-            try:
-                folder.rmdir()
-            except OSError:  # the result stands there, or another's
-                break
 
     def close(self) -> None:
         """Remove the folder, and what was made on the way to it if that is empty."""
-        if COMMIT.fullmatch(self.path.name) and (self.path / JOURNAL).exists():
-            logger.warning("%s is left for the next command there to finish", self.path)
+        to_its_end(self._close)
+
+    def _close(self) -> None:
+        begun = COMMIT.fullmatch(self.path.name) and (self.path / JOURNAL).exists()
+        if begun and not self.placed:
+            logger.warning(
+                "%s is left for the next command there, or `erase-concept doctor --remove`, "
+                "to finish",
+                self.path,
+            )
         else:
             discard(self.path)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._unmake()
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+        unmake(self._made)
+
+
+def to_its_end(step: Callable[[], None]) -> None:
+    """Take a step that may be taken twice; a signal in its midst is answered when it is done."""
+    try:
+        step()
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, or a wish that the process should end
+        step()
+        raise
 
 
 def free_name(place: Path) -> Path:
@@ -59,7 +77,7 @@ def free_name(place: Path) -> Path:
     return place / f".erase-sd-{uuid.uuid4().hex[:16]}.part"
 
 
-def _make(place: Path) -> list[Path]:
+def make_folders(place: Path) -> list[Path]:
     """Make a folder and those above it; what was made, outermost first."""
     missing: list[Path] = []
     here = place.absolute()
@@ -72,34 +90,53 @@ def _make(place: Path) -> list[Path]:
             folder.mkdir(exist_ok=True)
             made.append(folder)
     except BaseException:
-        for folder in reversed(made):
-            folder.rmdir()
+        unmake(made)
         raise
     return made
+
+
+def unmake(made: list[Path]) -> None:
+    """Remove folders that were made, as far as they are empty."""
+    for folder in reversed(made):
+        try:
+            folder.rmdir()
+        except OSError:  # something stands there by now
+            break
 
 
 def _claimed(place: Path) -> tuple[Path, int | None]:
     """A new staging folder and the descriptor that holds its lock; None where there are none."""
     while True:
         folder = free_name(place)
-        folder.mkdir(mode=0o700)
         try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # taken for a dead one's between these two lines
+            folder.mkdir(mode=0o700)
+            held = _held(folder)
         except BaseException:
-            folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                to_its_end(folder.rmdir)
             raise
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno != errno.EWOULDBLOCK:
-                return folder, None
-            continue
-        if folder.exists():
-            return folder, descriptor
+        if held:
+            return folder, held[0]
+
+
+def _held(folder: Path) -> tuple[int | None] | None:
+    """The lock of a folder, in a tuple; nothing if it was taken for a dead writer's meanwhile."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
         os.close(descriptor)
+        return None if error.errno == errno.EWOULDBLOCK else (None,)
+    there = False
+    try:
+        there = folder.exists()
+    finally:
+        if not there:
+            os.close(descriptor)
+    return (descriptor,) if there else None
 
 
 def taken_over(folder: Path) -> int | None:

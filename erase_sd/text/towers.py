@@ -82,8 +82,17 @@ class LoadedTower:
         config = model.config.get_text_config()
         self.width: int = getattr(config, "d_model", 0) or config.hidden_size
         self.width *= max(1, len(spec.taps))
+        states: int = config.num_hidden_layers + 1
+        for layer in (spec.layer, *spec.also, *spec.taps):
+            if not -states <= layer < states:
+                raise ValueError(f"expected a text encoder with layer {layer}, got {states - 1}")
         room: int = getattr(config, "max_position_embeddings", 512)
-        self.length: int = spec.length or min(self.tokenizer.model_max_length, room)
+        longest = self.tokenizer.model_max_length
+        if not isinstance(longest, (int, float)) or not longest >= 3:
+            raise ValueError(
+                f"expected a tokenizer's model_max_length of 3 or more, got {longest!r}"
+            )
+        self.length: int = spec.length or int(min(longest, room))
         self.pooled_width = {"": 0, "pooler_output": self.width}.get(
             spec.pooled, getattr(config, "projection_dim", 0)
         )
@@ -233,7 +242,16 @@ class LoadedTower:
         Returns:
             `(n, L, d)` states of the architecture's layer and of each other that hosts may feed,
             and `(n, p)` pooled features if the spec names them.
+
+        Raises:
+            ValueError: If the encoder has no such token.
         """
+        table = self.model.get_input_embeddings().weight
+        if ids.numel() and int(ids.max()) >= len(table):
+            raise ValueError(
+                f"expected tokens below {len(table)}, which the text encoder knows, got "
+                f"{int(ids.max())}: the tokenizer is another model's"
+            )
         device = next(self.model.parameters()).device
         options: dict[str, Any] = {}
         if self.spec.masked:

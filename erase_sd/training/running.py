@@ -18,6 +18,7 @@ from erase_sd.artifact.lora import LoraStyle, keyed, kohya_metadata
 from erase_sd.models.checkpoint import Checkpoint, DiffusersFolder
 from erase_sd.models.embedded import usual
 from erase_sd.models.files import PROVENANCE, atomic_path, check_target
+from erase_sd.models.staging import make_folders, unmake
 from erase_sd.models.tensor_files import dump_tensors, read_tensors, tensor_hash
 from erase_sd.operations.common import Run, check_output, open_model
 from erase_sd.pipelines.loading import load_pipeline
@@ -160,9 +161,13 @@ def train_checkpoint(
     pipe = load_pipeline(base, variant=base.variant, device=run.device)
     bench = Bench(pipe, task, plan.seed, usual(base.path).guidance, work, plan.bf16)
     about = provenance(base, str(model), task, plan, share.processes)
-    work.mkdir(parents=True, exist_ok=True)
     what = json.dumps(about["what"], sort_keys=True)
-    lesson, history = run_plan(bench, plan, what, work, share)
+    made = make_folders(work)
+    try:
+        lesson, history = run_plan(bench, plan, what, work, share)
+    except BaseException:
+        unmake(made)  # unless there is a state to go on from
+        raise
     if share.process:
         share.wait()
         return None

@@ -119,6 +119,13 @@ class Cache:
                 gram, total, count = parts
                 if gram is None or total is None or count is None:
                     raise ValueError(f"{path} lacks the layer {layer.name}")
+                shapes = [tuple(p.shape) for p in (gram, total, count)]
+                wide = len(total) if total.ndim else 0
+                odd = not all(bool(torch.isfinite(p).all()) for p in (gram, total, count))
+                if shapes != [(wide, wide), (wide,), (1,)] or odd:
+                    raise ValueError(
+                        f"{path}: expected finite moments of {layer.name}, got {shapes}"
+                    )
                 found.setdefault(layer.name, []).append(
                     SecondMoment.summed(gram, total, float(count))
                 )

@@ -143,15 +143,18 @@ def save_weights(
     Raises:
         ValueError: If the model is no weights alone, as a mask is.
     """
+    with atomic_path(path, force=force) as draft:
+        write_weights(model, draft, about, suffix=path.suffix)
+
+
+def write_weights(model: nn.Module, draft: Path, about: dict[str, Any], *, suffix: str) -> None:
+    """The same to a draft of what will have a path with this suffix."""
     if hasattr(model, "gone"):
         raise ValueError("mask changes no weight: there is nothing to write")
-    with atomic_path(path, force=force) as draft:
-        if isinstance(model, Logits) or (
-            isinstance(model, ZeroShot) and path.suffix != ".safetensors"
-        ):
-            model.save(draft)
-            told = json.dumps(about, indent=1, sort_keys=True) + "\n"
-            (draft / PROVENANCE).write_text(told, encoding="utf-8")
-        else:
-            state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-            write_tensors(draft, state, {"erase-sd": json.dumps(about, sort_keys=True)})
+    if isinstance(model, Logits) or (isinstance(model, ZeroShot) and suffix != ".safetensors"):
+        model.save(draft)
+        told = json.dumps(about, indent=1, sort_keys=True) + "\n"
+        (draft / PROVENANCE).write_text(told, encoding="utf-8")
+    else:
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        write_tensors(draft, state, {"erase-sd": json.dumps(about, sort_keys=True)})

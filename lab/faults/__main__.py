@@ -35,8 +35,14 @@ Trial = Callable[[Bench, np.random.Generator], Outcome]
 
 
 def each(trial: Trial) -> Callable[[Bench, np.random.Generator, int], list[Outcome]]:
-    """So many of one trial."""
-    return lambda bench, rng, n: [trial(bench, rng) for _ in range(n)]
+    """So many of one trial; the originals and the temporary files are looked at after each."""
+
+    def one(bench: Bench, rng: np.random.Generator) -> Outcome:
+        what, outcome = trial(bench, rng)
+        spoilt = bench.spoilt()
+        return what, f"{spoilt}; {outcome}" if spoilt else outcome
+
+    return lambda bench, rng, n: [one(bench, rng) for _ in range(n)]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Kind:
 
 
 KINDS = {
-    "kills": Kind("Killed, or asked to end, at a random moment", 500, 20, each(kill)),
+    "kills": Kind("Killed, or asked to end, at a random moment", 500, 50, each(kill)),
     "disks": Kind("No room left after a random number of bytes", 100, 20, each(full_disk)),
     "calls": Kind("One call of the system fails once", 500, 50, each(failing_call)),
     "writers": Kind("Four writers of one name", 20, 5, each(writers)),
@@ -66,7 +72,7 @@ KINDS = {
     "forged": Kind("Damaged and forged files", 10_000, 250, each(forged_file)),
     "threads": Kind("A live pipeline in two threads", 50, 25, each(threads)),
     "interrupts": Kind("A live pipeline, interrupted", 50, 25, each(interrupted)),
-    "requests": Kind("Requests to the page", 2_000, 500, requests),
+    "requests": Kind("Requests to the page", 2_000, 2_000, requests),
 }
 
 
@@ -81,7 +87,7 @@ def portion(bench: Bench, kind: Kind, seed: list[int], trials: int) -> list[list
             os.setsid()  # a signal to the harness is no trial
             outcomes = Counter(kind.run(bench, np.random.default_rng(seed), trials))
             if not bench.intact():
-                outcomes["the base models", "BASE CHANGED"] += 1
+                outcomes["the originals", "ORIGINAL CHANGED"] += 1
             with os.fdopen(write, "w") as pipe:
                 json.dump([[*k, n] for k, n in outcomes.items()], pipe)
             status = 0

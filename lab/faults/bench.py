@@ -13,11 +13,13 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from erase_sd.cli.main import main as run_tool
 from lab.shapes import TOKENIZER, write_folder, write_single
@@ -49,6 +51,7 @@ def litter(path: Path) -> list[str]:
 
 
 OLD = b"old"
+TOUCHES = "touches:"
 _FORGET = ("--forget", "cat", "--rank", "1", "--images", "0")
 
 
@@ -64,6 +67,9 @@ class Bench:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         os.environ["ERASE_SD_CACHE"] = str(work / "cache")
+        self.temp = work / "temp"
+        self.temp.mkdir()
+        tempfile.tempdir = str(self.temp)  # what a command leaves there is seen
         self.folder = write_folder(work / "base", "sd1", small=True)
         self.single = write_single(work / "base.safetensors", "sd1", small=True)
         self.erasure = work / "cat.safetensors"
@@ -75,8 +81,11 @@ class Bench:
         shutil.rmtree(first)
         call("apply", self.erasure, "--model", self.folder, "--out", work / "erased", "--keep-undo")
         self.operations = self._operations()
-        self._finished: dict[str, tuple[dict[str, bytes], float]] = {}
-        self.base = digest(self.folder), digest(self.single)
+        self._finished: dict[str, tuple[dict[str, bytes], float, int]] = {}
+        undo = work / "erased.undo.safetensors"
+        self.originals = (self.folder, self.single, self.erasure, work / "erased", undo)
+        self.base = [digest(path) for path in self.originals]
+        self._marks = self._stats()
 
     def _operations(self) -> dict[str, Command]:
         """What is harmed: command lines; all write into `out`."""
@@ -105,15 +114,20 @@ class Bench:
         """A file or a folder."""
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def finished(self, name: str) -> tuple[dict[str, bytes], float]:
-        """What an operation leaves in the output folder if undisturbed, and its seconds."""
+    def finished(self, name: str) -> tuple[dict[str, bytes], float, int]:
+        """What an operation leaves in the output folder if undisturbed, its seconds and touches.
+
+        A touch is a call of the system that names the output folder.
+        """
         if name not in self._finished:
             self.clear()
-            start = time.perf_counter()
-            status, said = fork(self.operations[name])
+            begun = time.perf_counter()
+            status, said = fork(self.operations[name], run=lambda a: struck(a, self.out))
+            seconds = time.perf_counter() - begun
             if status:
                 raise RuntimeError(f"{name} fails even undisturbed: {said[-300:]}")
-            self._finished[name] = digest(self.out), time.perf_counter() - start
+            touches = int(said.rpartition(TOUCHES)[2])
+            self._finished[name] = digest(self.out), seconds, touches
         return self._finished[name]
 
     def age(self, name: str) -> dict[str, bytes]:
@@ -133,8 +147,23 @@ class Bench:
         return digest(self.out)
 
     def intact(self) -> bool:
-        """Whether the base models are what they were."""
-        return self.base == (digest(self.folder), digest(self.single))
+        """Whether the originals are what they were, byte for byte."""
+        return self.base == [digest(path) for path in self.originals]
+
+    def _stats(self) -> list[tuple[str, int, int, int]]:
+        files = [p for o in self.originals for p in (o, *sorted(o.rglob("*"))) if p.is_file()]
+        found = [(str(p), p.stat()) for p in files]
+        return [(name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found]
+
+    def spoilt(self) -> str:
+        """What is wrong around the output folder after a trial; "" if nothing is."""
+        if self._stats() != self._marks:
+            return "ORIGINAL CHANGED"
+        if left := [p.name for p in self.temp.iterdir()]:
+            for name in left:
+                self.remove(self.temp / name)
+            return f"LEFT BEHIND {left} among temporary files"
+        return ""
 
 
 def call(*arguments: str | Path) -> None:
@@ -150,17 +179,18 @@ class Child:
 
     Attributes:
         pid: Its number.
-        errors: File that its stderr goes to.
+        errors: File without a name that its stderr goes to.
     """
 
     pid: int
-    errors: Path
+    errors: BinaryIO
 
     def end(self) -> tuple[int, str]:
         """Wait for it; its exit status (-9 if killed) and what it wrote to stderr."""
         _, status = os.waitpid(self.pid, 0)
-        text = self.errors.read_text(encoding="utf-8", errors="replace")
-        self.errors.unlink()
+        with self.errors:
+            self.errors.seek(0)
+            text = self.errors.read().decode("utf-8", errors="replace")
         return os.waitstatus_to_exitcode(status), text
 
 
@@ -177,21 +207,43 @@ def start(
         limit: Largest file it may write, in bytes.
         run: What runs it.
     """
-    handle, name = tempfile.mkstemp(suffix=".err")
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
     pid = os.fork()
     if pid == 0:
         status = 70
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(handle, 2)
+            os.dup2(errors.fileno(), 2)
             if limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             status = run([str(a) for a in arguments])
         finally:
             os._exit(status)
-    os.close(handle)
-    return Child(pid, Path(name))
+    return Child(pid, errors)
+
+
+def struck(line: list[str], place: Path, nth: int = 0, sign: int = signal.SIGKILL) -> int:
+    """Run the tool here until its nth touch of a place, and send this process a signal then.
+
+    Python tells of each call of the system that names a file before it is made; what libraries
+    write by themselves falls between two of them. Without a signal the touches are counted, and
+    told last on stderr.
+    """
+    count, name = 0, str(place)
+
+    def told(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event.startswith(("open", "os.")) and any(name in str(a) for a in args):
+            count += 1
+            if count == nth:
+                os.kill(os.getpid(), sign)
+
+    sys.addaudithook(told)
+    status = run_tool(line)
+    if not nth:
+        print(f"{TOUCHES} {count}", file=sys.stderr, flush=True)
+    return status
 
 
 def fork(
@@ -200,6 +252,7 @@ def fork(
     after: float | None = None,
     sign: int = signal.SIGKILL,
     limit: int | None = None,
+    run: Callable[[list[str]], int] = run_tool,
 ) -> tuple[int, str]:
     """Run the tool in a child process to its end, or to ours.
 
@@ -208,11 +261,12 @@ def fork(
         after: Seconds until a signal.
         sign: Which.
         limit: Largest file it may write, in bytes.
+        run: What runs it.
 
     Returns:
         Exit status (-9 if killed) and what it wrote to stderr.
     """
-    child = start(arguments, limit=limit)
+    child = start(arguments, limit=limit, run=run)
     if after is not None:
         time.sleep(after)
         os.kill(child.pid, sign)  # not yet waited for, so the number is still its own

@@ -228,7 +228,7 @@ def forged_file(bench: Bench, rng: np.random.Generator) -> Outcome:
     kind = str(rng.choice(list(forge.kinds)))
     bench.clear()
     ran = inside(forge.kinds[kind]())
-    wrong = ran.wrong(bench.out, set())
+    wrong = ran.wrong(bench.out, set()) or bench.spoilt()
     if wrong:
         return kind, f"{wrong}: {list(ran.argv)!r:.400} {ran.said[-600:]!r}"
     return kind, "refused in one line" if ran.code else "harmless, done"

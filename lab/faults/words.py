@@ -50,6 +50,13 @@ OUTS = ("{out}/a", "{out}/a.safetensors", "{out}/new/deep/a", "{out}/a.png",
     "{out}/a.SAFETENSORS")  # fmt: skip
 
 
+FORGOTTEN = ("class:3", "class:", "class:cat", "class:-1", "class:3#5", "class:0#999999",
+    "class:99", "subclass:lion", "random:0.1", "random:nan", "random:2", "random:-1",
+    "random:1", "index:1,5,7", "index:-1", "index:99999999999999999999", "index:", "x:y",
+    "", "class:\ud800", "class:\x1b[2J", "class:3,3", "index:1,1",
+    "class:0,1,2,3,4,5,6,7,8,9")  # fmt: skip
+
+
 class Words:
     """Draws command lines and the files that they name.
 
@@ -60,6 +67,7 @@ class Words:
 
     def __init__(self, bench: Bench, rng: np.random.Generator) -> None:
         self.rng, self.bench = rng, bench
+        self.wild = float(rng.choice([0.1, 0.4, 1.0]))
         here = bench.work / "words"
         here.mkdir(exist_ok=True)
         self.names = {"folder": bench.folder, "single": bench.single, "erasure": bench.erasure,
@@ -93,9 +101,13 @@ class Words:
         """Whether, by a chance."""
         return bool(self.rng.random() < chance)
 
+    def odd(self, chance: float) -> bool:
+        """Whether something is as it should not be: in tame lines seldom, so that they get far."""
+        return self.some(chance * self.wild)
+
     def model(self) -> list[str]:
         """Mostly a small one that is there."""
-        if self.some(0.6):
+        if not self.odd(0.4):
             return ["--model", str(self.bench.folder)]
         if self.some(0.4):
             return ["--model", str(self.bench.single), "--tokenizer", str(TOKENIZER)]
@@ -105,16 +117,16 @@ class Words:
 
     def concept(self) -> list[str]:
         """What to forget, and how."""
-        line = ["--forget", "cat" if self.some(0.4) else self.pick(PROMPTS)]
+        line = ["--forget", "cat" if not self.odd(0.6) else self.pick(PROMPTS)]
         for option, values, chance in (("--retain", PROMPTS, 0.2), ("--rank",
             NUMBERS, 0.3), ("--epsilon", NUMBERS, 0.1), ("--strength", NUMBERS, 0.3),
             ("--tokens", ("words", "all", "x", ""), 0.1), ("--toward", PROMPTS, 0.1),
             ("--name", TEXTS, 0.1), ("--forget", PROMPTS, 0.2), ):  # fmt: skip
-            if self.some(chance):
+            if self.odd(chance):
                 line += [option, self.pick(values)]
         if self.some(0.5):
             line += ["--method", str(self.rng.choice(list(METHODS)))]
-        if self.some(0.2):
+        if self.odd(0.2):
             line += [
                 "--option",
                 f"{self.pick(OPTIONS)}{self.pick(('=', '', '=='))}{self.pick(NUMBERS)}",
@@ -124,25 +136,62 @@ class Words:
     def out(self) -> list[str]:
         """Where to write."""
         good = self.pick(("{out}/a", "{out}/a.safetensors"))
-        line = ["--out", good if self.some(0.5) else self.pick(OUTS)]
+        line = ["--out", self.pick(OUTS) if self.odd(0.5) else good]
         return line + [flag for flag in ("--force", "--json", "--keep-undo") if self.some(0.2)]
+
+    def evaluation(self, erasure: str) -> list[str]:
+        """Words of `eval`; what would draw pictures only says so."""
+        kind = self.pick(("list", "show", "compare", "report", "run", "run", "run", "x"))
+        line = [kind, self.pick((*PATHS, "emoji-objects", "emoji-artists", "i2p-nudity"))]
+        if kind != "run":
+            return line
+        line = line if self.odd(0.5) else [kind, "emoji-objects"]
+        for option, values, chance in (("--limit", NUMBERS, 0.3), ("--steps", NUMBERS,
+            0.2), ("--batch", NUMBERS, 0.2), ("--data", PATHS, 0.1), ("--also", PATHS, 0.1),
+            ("--real", PATHS, 0.1), ("--inception", TEXTS, 0.1),
+            ("--device", ("cpu", "cuda", "x", ""), 0.1)):  # fmt: skip
+            if self.odd(chance):
+                line += [option, self.pick(values)]
+        if self.some(0.5):
+            line += ["--erasure", erasure]
+        if self.some(0.4):
+            line += ["--method", str(self.rng.choice(list(METHODS)))]
+        return [*line, "--out", self.pick(("{out}/a", *OUTS)), "--dry-run"]
+
+    def vision(self) -> list[str]:
+        """Words of `vision`; mostly a small network that is trained for one epoch."""
+        if self.some(0.2):
+            return [self.pick(("methods", "x", "")), *(["--json"] if self.some(0.3) else [])]
+        line = ["unlearn", "--model", self.pick((*PATHS, "mlp:{bad}", "mlp:{single}",
+            "clip:{folder}", "emoji-clip", "resnet20")) if self.odd(0.3) else "mlp"]  # fmt: skip
+        line += [] if self.odd(0.3) else ["--train", "--epochs", self.pick(
+            ("0", "-1", "x", "")) if self.odd(0.2) else "1"]  # fmt: skip
+        line += ["--forget", self.pick(FORGOTTEN) if self.some(0.6) else "class:3"]
+        for option, values, chance in (("--data", ("digits", *PATHS), 0.3), ("--size",
+            ("8", "0", "-1", "x"), 0.1), ("--classes-file", PATHS, 0.1), ("--seed",
+            NUMBERS, 0.1), ("--cache", (*PATHS, "{out}/c"), 0.2), ("--cache-out",
+            OUTS, 0.1), ("--device", ("cpu", "cuda", "x"), 0.05)):  # fmt: skip
+            if self.odd(chance):
+                line += [option, self.pick(values)]
+        if self.odd(0.2):
+            line += ["--option", f"{self.pick(OPTIONS)}={self.pick(NUMBERS)}"]
+        return line + (self.out() if self.some(0.6) else []) + ["--dry-run"] * self.some(0.4)
 
     def line(self) -> list[str]:
         """A command line."""
         command = str(self.rng.choice([c for c in COMMANDS if c != "demo"]))
         number, path, erasure = self.pick(NUMBERS), self.pick(PATHS), str(self.bench.erasure)
-        erasure = erasure if self.some(0.6) else path
+        erasure = path if self.odd(0.4) else erasure
         dry = ["--dry-run"] if self.some(0.5) else []
         rest = {"erase": [*self.model(), *self.concept(), *self.out(), "--images",
             "0", *dry], "preflight": [*self.model(), *self.concept(), *([
             "--max-drift", number] if self.some(0.2) else [])], "apply": [erasure, *self.model(
             ), *self.out(), *(["--scale", number] if self.some(0.5) else []), *dry],
-            "remove": [path if self.some(0.5) else str(self.names["erased"]), *self.out(
+            "remove": [path if self.odd(0.5) else str(self.names["erased"]), *self.out(
             )], "export": [erasure, *self.model(), *self.out(), "--style", self.pick(
             ("peft", "kohya", "x"))], "verify": [erasure, *self.model()], "card": [
-            erasure, "--base-model", self.pick(TEXTS), *self.out()], "eval": [self.pick(
-            ("list", "show", "compare", "report", "x")), self.pick((*PATHS,
-            "emoji-objects"))], "vision": [self.pick(("methods", "x", ""))],
+            erasure, "--base-model", self.pick(TEXTS), *self.out()], "eval": self.evaluation(
+            erasure), "vision": self.vision(),
             "generate": [*self.model(), "--prompt", self.pick(PROMPTS), "--steps",
             "0", *self.out()], "prompts": [self.pick(("list", "show", "x")), self.pick(
             (*PATHS, "weapons", "x.yaml"))], "methods": ["--json"] if self.some(0.5) else [
@@ -152,10 +201,12 @@ class Words:
             ]), *([path] if path not in ("/", "", ".", "..", "~") else [])], }[
             command]  # fmt: skip
         line = [command, *rest]
-        if self.some(0.1):
+        if self.odd(0.1):
             line.pop(int(self.rng.integers(1, len(line)))) if len(line) > 1 else None
-        if self.some(0.05):
+        if self.odd(0.05):
             line.insert(int(self.rng.integers(1, len(line) + 1)), self.pick(TEXTS))
+        if line[:2] == ["eval", "run"] and "--dry-run" not in line:
+            line.append("--dry-run")  # pictures are not what is tried here
         # A model that the command does not read is a file like any other, and may be replaced.
         for i, word in enumerate(line[1:], 1):
             for model in (str(self.bench.single), str(self.bench.folder)):
@@ -173,7 +224,7 @@ def command_line(bench: Bench, rng: np.random.Generator) -> Outcome:
     before: set[str] = set()
     os.chdir(words.names["dir"])
     ran = inside(line)
-    wrong = ran.wrong(bench.out, before)
+    wrong = ran.wrong(bench.out, before) or bench.spoilt()
     left = os.listdir(words.names["dir"])
     if not wrong and left and ran.code:
         wrong = f"FAILED AND LEFT {left}"

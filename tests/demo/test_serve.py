@@ -10,14 +10,23 @@ import pytest
 
 from tests.demo.conftest import Client, free_port
 
+# A thread that computes for longer than anybody waits would keep Python from ending.
+BUSY = """import threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+"""
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_when_it_is_ended(tmp_path, sign):
+
+@pytest.mark.parametrize(("sign", "before"), [(signal.SIGTERM, BUSY), (signal.SIGINT, "")])
+def test_nothing_is_left_when_it_is_ended(tmp_path, sign, before):
     port = free_port()
     words = ["demo", "--port", str(port), "--queue", "3"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from erase_sd.cli.main import main; sys.exit(main())"]
-        + words,
+        [
+            sys.executable,
+            "-c",
+            before + "import sys\nfrom erase_sd.cli.main import main\nsys.exit(main())",
+            *words,
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TMPDIR": str(tmp_path)},

@@ -224,3 +224,75 @@ def test_a_name_that_cannot_be_freed_leaves_nothing_to_finish(tmp_path, monkeypa
     write(tmp_path, "new")
     assert held(tmp_path) == dict.fromkeys(NAMES, "new")
     assert len(list(tmp_path.iterdir())) == 3 and "not all is well" in caplog.text
+
+
+class Wish(BaseException):
+    """What a signal's handler raises."""
+
+
+def test_a_signal_at_any_call_of_the_system_leaves_all_or_nothing_and_no_folder(tmp_path):
+    """Python tells of every call before it is made; the handler raises there, once."""
+    at: list[int] = []
+
+    def told(event, args):
+        if at and at[0] > 0 and any(str(tmp_path) in str(a) for a in args):
+            at[0] -= 1
+            if not at[0]:
+                raise Wish
+
+    sys.addaudithook(told)  # for the rest of the process, where it does nothing
+    ended = 0
+    for over in (False, True):
+        for nth in range(1, 60):
+            place = tmp_path / f"{over}-{nth}"
+            if over:
+                write(place, "old")
+            at[:] = [nth]
+            try:
+                write(place, "new", force=True)
+            except Wish:
+                ended += 1
+            finally:
+                at.clear()
+            found = held(place) if place.exists() else {}
+            assert found in ({}, dict.fromkeys(NAMES, "old"), dict.fromkeys(NAMES, "new")), nth
+            assert bool(found) or not over
+            assert not place.exists() or len(list(place.iterdir())) == len(found), nth
+    assert ended > 50
+
+
+@pytest.mark.parametrize("call", ["stat", "unlink", "open", "rename", "mkdir", "scandir"])
+def test_a_call_that_fails_once_leaves_no_folder_in_silence(tmp_path, monkeypatch, call, caplog):
+    true, failing = getattr(os, call), []
+
+    def once(*args, **more):
+        if failing and str(tmp_path) in str(args[0]):
+            failing[0] -= 1
+            if not failing[0]:
+                raise OSError(5, "Input/output error", str(args[0]))
+        return true(*args, **more)
+
+    monkeypatch.setattr(os, call, once)
+    for nth in range(1, 40):
+        caplog.clear()
+        place = tmp_path / str(nth)
+        failing[:] = [nth]
+        try:
+            write(place, "new")
+        except OSError:
+            pass
+        finally:
+            failing.clear()
+        found = held(place) if place.exists() else {}
+        assert found in ({}, dict.fromkeys(NAMES, "new"))
+        left = [p.name for p in place.iterdir() if p.is_dir()] if place.exists() else []
+        assert not left or "doctor" in caplog.text, (nth, left)
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_the_work(tmp_path):
+    with (
+        pytest.raises(ValueError, match="expected a name in UTF-8"),
+        atomic_path(tmp_path / "\udcff" / "x"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -137,6 +137,10 @@ def test_refusals_come_before_any_work(tmp_path, capsys, embedded):
         ([*esd, "--retain", "dog", "--out", str(tmp_path / "o")], "esd-x reads no retain"),
         ([*esd, "--toward", "dog", "--out", str(tmp_path / "o")], "esd-x reads no toward"),
         ([*esd, "--option", "rank=3", "--out", str(tmp_path / "o")], "has no option 'rank'"),
+        (
+            ["train", "--method", "salun", "--forget", "cat", "--out", str(tmp_path / "new" / "o")],
+            "at least one --retain",
+        ),
         ([*esd, "--out", str(embedded / "x")], "overlaps what is read"),
         ([*esd, "--out", str(tmp_path)], "exists; choose another --out"),
     ]

@@ -50,7 +50,7 @@ def test_three_deletions_from_one_cache(tmp_path, capsys):
     The first one does not, and says which would.
     """
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
-    whole, left = tmp_path / "whole.safetensors", tmp_path / "left.safetensors"
+    whole, left = tmp_path / "whole.safetensors", tmp_path / "1.cache.safetensors"
     words = ["vision", "unlearn", "--data", "digits", "--method", "pgu", "--json"]
     argv = [
         *words,
@@ -88,6 +88,27 @@ def test_three_deletions_from_one_cache(tmp_path, capsys):
     assert max(known[c] for c in (0, 3, 5)) < 0.3 and sum(known) > 4.5
 
 
+def test_a_model_and_its_cache_take_their_places_together(tmp_path, monkeypatch):
+    """Where the second cannot, the first does not either."""
+    from erase_sd.models import placing
+
+    true, calls = placing.forward, []
+
+    def failing(folder, move):
+        calls.append(move.name)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        true(folder, move)
+
+    monkeypatch.setattr(placing, "forward", failing)
+    out, left = tmp_path / "1.safetensors", tmp_path / "1.cache.safetensors"
+    argv = ["vision", "unlearn", *FAST, "--forget", "class:3", "--method", "pgu"]
+    argv += ["--cache", str(tmp_path / "c.safetensors"), "--out", str(out)]
+    assert main([*argv, "--cache-out", str(left)]) == 1
+    assert sorted(calls) == [left.name, out.name]
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -119,6 +140,22 @@ def test_three_deletions_from_one_cache(tmp_path, capsys):
             ["unlearn", "--model", "clip:f", "--forget", "class:3", "--out", "x.safetensors"],
             "written as a folder",
         ),
+        (
+            [
+                "unlearn",
+                *FAST,
+                "--forget",
+                "class:3",
+                "--cache",
+                "c",
+                "--out",
+                "new.safetensors",
+                "--cache-out",
+                "left.safetensors",
+            ],
+            "beside it, as",
+        ),
+        (["unlearn", *FAST, "--forget", "class:3", "--device", "x"], "expected --device"),
         (
             ["unlearn", *FAST, "--forget", "class:3", "--method", "mask", "--out", "m"],
             "nothing to write",
