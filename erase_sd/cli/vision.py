@@ -138,7 +138,11 @@ def _arguments(argv: list[str]) -> Namespace:
         "--force", action="store_true", help="replace --out and --cache-out if they exist"
     )
     p.add_argument("--dry-run", action="store_true", help="say what would be forgotten, and stop")
-    args = p.parse_args(argv)
+    return _checked(p.parse_args(argv))
+
+
+def _checked(args: Namespace) -> Namespace:
+    """Refuse arguments that do not go together, before anything is loaded."""
     if args.out and args.method == "mask":
         raise ValueError("mask changes no weight: there is nothing to write")
     if args.epochs is not None and not args.train:

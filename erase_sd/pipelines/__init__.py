@@ -1,7 +1,7 @@
 """The diffusers side: erase from a live pipeline, restore it, generate.
 
 >>> from erase_sd.pipelines import LiveErasure, apply_to_pipeline, erase_from_pipeline
->>> from erase_sd.pipelines import restore_pipeline
+>>> from erase_sd.pipelines import EraseBlock, hook_erasure, restore_pipeline
 >>> from erase_sd.pipelines.loading import load_pipeline, model_path
 >>> pipe = load_pipeline(model_path("emoji-sd"))
 >>> cat = erase_from_pipeline(pipe, ["cat", "kitten"])
@@ -10,6 +10,10 @@
 >>> isinstance(live, LiveErasure), live.erasures == (cat,)
 (True, True)
 >>> live.set_scale(0.5)
+>>> restore_pipeline(pipe)
+>>> hook_erasure(pipe.unet, cat)  # as a hook of diffusers
+>>> EraseBlock(cat).erasure.names  # as a block of its modular pipelines
+('cat',)
 """
 
 from __future__ import annotations

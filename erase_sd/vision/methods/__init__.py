@@ -85,6 +85,9 @@ def options_of(method: str, options: dict[str, Any]) -> Any:
 
     Raises:
         ValueError: If it has none of such a name.
+
+    >>> options_of("rayleigh", {"rank": 2}).rank
+    2
     """
     kind = METHODS[method].options_class
     have = [f.name for f in fields(kind)]
