@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.models_page", description=__doc__)
     parser.add_argument("--out", type=Path, default=MEASURED)
     args = parser.parse_args(argv)
-    print(f"wrote {write_page(args.out, 'models', page('make models-page'))}")
+    print(f"wrote {write_page(args.out, 'models', page('python -m lab.models_page'))}")
     return 0
 
 

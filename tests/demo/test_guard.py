@@ -155,7 +155,7 @@ def test_a_job_is_cancelled_by_its_visitor_alone(port):
 def test_a_cancelled_job_lets_the_next_one_go(port):
     ann = Client(port)
     number, one = ann.function("erase")
-    guitar = [1, "a guitar", 7, "emoji-sd", "guitar", "", "rayleigh", False]
+    guitar = [1, "a guitar", 7, "emoji-sd", "guitar", "", "rayleigh", False, ""]
     event = json.loads(ann.join(number, guitar, trigger_id=one)[1])["event_id"]
     asked = {"session_hash": "tab", "fn_index": number, "event_id": event}
     assert ann.post("/gradio_api/cancel", asked)[0] == 200

@@ -50,16 +50,16 @@ def test_malformed_messages_are_refused_without_a_traceback(visitor, body, capfd
 @pytest.mark.parametrize(
     "data",
     [
-        [5, "cat", "", "rayleigh", False],
-        ["emoji-sd", 5, "", "rayleigh", False],
-        ["emoji-sd", "cat", True, "rayleigh", False],
-        ["emoji-sd", "cat", "", ["rayleigh"], False],
-        ["emoji-sd", "cat", "", "no-such", False],
-        ["emoji-sd", "cat", "", None, False],
-        ["emoji-sd", "cat", "", "rayleigh", "yes"],
-        ["/etc", "cat", "", "rayleigh", False],
-        ["emoji-sd", "file:/etc/passwd", "", "rayleigh", False],
-        ["emoji-sd", "x" * 30_000, "", "rayleigh", False],
+        [5, "cat", "", "rayleigh", False, ""],
+        ["emoji-sd", 5, "", "rayleigh", False, ""],
+        ["emoji-sd", "cat", True, "rayleigh", False, ""],
+        ["emoji-sd", "cat", "", ["rayleigh"], False, ""],
+        ["emoji-sd", "cat", "", "no-such", False, ""],
+        ["emoji-sd", "cat", "", None, False, ""],
+        ["emoji-sd", "cat", "", "rayleigh", "yes", ""],
+        ["/etc", "cat", "", "rayleigh", False, ""],
+        ["emoji-sd", "file:/etc/passwd", "", "rayleigh", False, ""],
+        ["emoji-sd", "x" * 30_000, "", "rayleigh", False, ""],
     ],
 )
 def test_values_of_the_wrong_kind_are_told_in_one_line(visitor, data, capfd):

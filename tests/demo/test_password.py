@@ -53,7 +53,7 @@ def test_every_route_asks_for_it(closed):
 
 def test_the_right_one_lets_in(closed):
     client = Client(closed, headers={"Authorization": GOOD})
-    message = client.run("preflight", ["emoji-sd", "cat", "", "rayleigh", False])
+    message = client.run("preflight", ["emoji-sd", "cat", "", "rayleigh", False, ""])
     assert message["success"], message
 
 

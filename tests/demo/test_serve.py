@@ -40,7 +40,7 @@ def test_nothing_is_left_when_it_is_ended(tmp_path, sign, before):
             if "the demo is at" in line:
                 break
         assert said[-1] == f"the demo is at http://127.0.0.1:{port}/ (Ctrl-C ends it)\n", said
-        message = Client(port).run("preflight", ["emoji-sd", "cat", "", "rayleigh", False])
+        message = Client(port).run("preflight", ["emoji-sd", "cat", "", "rayleigh", False, ""])
         assert message["success"]
         (folder,) = tmp_path.glob(".erase-sd-*.part")
         assert folder.stat().st_mode & 0o777 == 0o700

@@ -13,7 +13,7 @@ from erase_sd.demo.turns import Busy, Turns
 from erase_sd.demo.visitor import Visitor
 from tests.demo.conftest import Client, make_server, serving
 
-LOOK = ["emoji-sd", "cat", "", "rayleigh", False]
+LOOK = ["emoji-sd", "cat", "", "rayleigh", False, ""]
 CAT = [1, "", 0, *LOOK]
 
 
@@ -216,7 +216,9 @@ def test_all_visitors_are_answered(small):
 
     def one_of(i, client):
         word = ("cat", "dog", "pizza")[i % 3]
-        status, _ = client.join(number, ["emoji-sd", word, "", "rayleigh", False], trigger_id=one)
+        status, _ = client.join(
+            number, ["emoji-sd", word, "", "rayleigh", False, ""], trigger_id=one
+        )
         answers.append((status, word, client.outcome()))
 
     threads = [threading.Thread(target=one_of, args=pair) for pair in enumerate(clients)]

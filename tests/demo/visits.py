@@ -1,7 +1,7 @@
 """What visitors send to the page in tests, and what an answer names."""
 
-CAT = [1, "", 0, "emoji-sd", "cat", "", "rayleigh", False]
-LOOK = ["emoji-sd", "cat", "", "rayleigh", False]
+CAT = [1, "", 0, "emoji-sd", "cat", "", "rayleigh", False, ""]
+LOOK = ["emoji-sd", "cat", "", "rayleigh", False, ""]
 
 
 def paths_of(message):

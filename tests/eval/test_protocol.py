@@ -124,7 +124,7 @@ class TestProtocols:
             ("rows: {concepts: [a], count: 0}\ndetector: {name: judge}", "no rows"),
             (
                 "rows: {concepts: [a], count: 1}\ndetector: {name: judge}\ngeneration: {steps: 0}",
-                "got 0 and 8",
+                "steps of at least 1, got 0",
             ),
             (
                 "rows: {emoji: attacks, count: 1, groups: [cat], attacks: [magic]}\n"

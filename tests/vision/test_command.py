@@ -69,7 +69,7 @@ def test_three_deletions_from_one_cache(tmp_path, capsys):
     assert (
         "belongs to another model" in capsys.readouterr().err and whole.stat().st_mtime_ns == made
     )
-    less = tmp_path / "less.safetensors"
+    less = tmp_path / "2.cache.safetensors"
     assert main([*again, "--cache", str(left), "--cache-out", str(less)]) == 0
     report = told(capsys)
     assert report["after"]["UA"] >= 90 and report["after"]["TA"] > 70
