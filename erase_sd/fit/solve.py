@@ -101,6 +101,7 @@ def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
     """
     spec = settings.spec
     style = is_style(clean(forget))
+    clean([settings.toward or ""])
     options = spec.make_options(settings.options, style=style)
     if settings.toward is not None and spec.anchor is None:
         raise ValueError(f"{spec.name} has no target to move toward; uce, rece and speed have")

@@ -29,6 +29,7 @@ class TestFit:
             ({"method": "magic"}, "no method 'magic'"),
             ({"colour": 1}, "no option 'colour'"),
             ({"toward": "animal"}, "no target"),
+            ({"method": "uce", "toward": "\ud800"}, "no readable text"),
             ({"strength": -1}, "between 0 and 10"),
             ({"tokens": "few"}, "token rule"),
             ({"variant": "soft"}, "variant"),
