@@ -49,6 +49,16 @@ def check_base(base: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
         )
 
 
+def check_scale(scale: float) -> None:
+    """Refuse a scale that makes no model.
+
+    Raises:
+        ValueError: If it is not a number between −10 and 10.
+    """
+    if not isinstance(scale, (int, float)) or not -10 <= scale <= 10:
+        raise ValueError(f"expected a scale between -10 and 10, got {scale!r}")
+
+
 def check_text_encoder(expected: str, fingerprint: str) -> None:
     """Refuse another text encoder: the edit would act on features it was not made of.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from erase_sd.algebra.edit import LowRankEdit, joint
 from erase_sd.algebra.two_sided import TwoSidedEdit
 from erase_sd.artifact import file
-from erase_sd.artifact.base import WrongBase, check_base, check_text_encoder, hashes
+from erase_sd.artifact.base import WrongBase, check_base, check_scale, check_text_encoder, hashes
 from erase_sd.artifact.card import Publication, card
 from erase_sd.artifact.concept import ErasedConcept
 from erase_sd.models.architectures import TOKENS, Architecture, Kinds, Site, Stream, by_name
@@ -148,8 +148,7 @@ class Erasure:
         Raises:
             ValueError: If the scale is not a number between −10 and 10.
         """
-        if not -10 <= scale <= 10:
-            raise ValueError(f"expected a scale between -10 and 10, got {scale}")
+        check_scale(scale)
         return self if scale == 1 else replace(self, scale=self.scale * scale)
 
     def __add__(self, other: Erasure) -> Erasure:

@@ -205,7 +205,7 @@ def _concept(entry: Mapping[str, Any], version: int) -> dict[str, Any]:
 
 def _certificate(told: Any, streams: Sequence[str] = ()) -> dict[str, Any]:
     """Numbers by name: a list of them, some for each prompt, and those of each other stream."""
-    if not isinstance(told, dict):
+    if not isinstance(told, dict) or len(told) > MOST_CONCEPTS:
         raise ValueError("certificate")
     for name, value in told.items():
         if name in streams:
@@ -255,8 +255,10 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
 def _plain(value: Any, depth: int) -> bool:
     """Whether a value is JSON of little depth, its numbers finite and its texts short."""
     if isinstance(value, dict):
-        return depth > 0 and all(
-            isinstance(k, str) and _plain(v, depth - 1) for k, v in value.items()
+        return (
+            depth > 0
+            and len(value) <= MOST_CONCEPTS
+            and all(isinstance(k, str) and _plain(v, depth - 1) for k, v in value.items())
         )
     if isinstance(value, list):
         return depth > 0 and len(value) <= 10_000 and all(_plain(v, depth - 1) for v in value)

@@ -60,10 +60,11 @@ def run(argv: list[str]) -> int:
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     add_output(p, "folder to write")
     args = p.parse_args(argv)
-    from erase_sd.prompts import read_prompts
+    from erase_sd.prompts import clean, read_prompts
 
     forget = read_prompts(args.forget, what="forget")
     retain = read_prompts(args.retain, what="retain") if args.retain else []
+    clean([args.toward or ""])
     quiet_libraries()
     from erase_sd.processes import Share
     from erase_sd.training.bench import Task

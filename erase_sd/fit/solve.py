@@ -101,18 +101,18 @@ def resolve(settings: Settings, forget: Sequence[str]) -> Resolved:
     """
     spec = settings.spec
     style = is_style(clean(forget))
+    clean([settings.toward or ""])
     options = spec.make_options(settings.options, style=style)
     if settings.toward is not None and spec.anchor is None:
         raise ValueError(f"{spec.name} has no target to move toward; uce, rece and speed have")
-    strength = settings.strength
-    if strength is None:
-        strength = spec.strength
-        if style and spec.style_strength is not None:
-            strength = spec.style_strength
-    if not 0 <= strength <= 10:
-        raise ValueError(f"expected a strength between 0 and 10, got {strength}")
-    left = settings.left if settings.robust else None
-    return Resolved(spec, float(strength), options, left)
+    usual = (spec.style_strength if style else None, spec.strength)
+    strength = next(s for s in (settings.strength, *usual) if s is not None)
+    if not isinstance(strength, (int, float)) or not 0 <= strength <= 10:
+        raise ValueError(f"expected a strength between 0 and 10, got {strength!r}")
+    for one in map(str, settings.contexts or ()):
+        if "{}" not in one or set("{}") & set(one.replace("{}", "", 1)):
+            raise ValueError(f"expected contexts with one place {{}}, got {one!r}")
+    return Resolved(spec, float(strength), options, settings.left if settings.robust else None)
 
 
 def fit(

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def whole(kind: Any, where: str, **options: Any) -> Any:
-    """A transformers model from a folder or the Hub, no remote code, in evaluation mode.
+    """A transformers model from a folder or the Hub, no pickle, no remote code, for evaluation.
 
     Args:
         kind: An auto class or a model class.
@@ -25,7 +25,11 @@ def whole(kind: Any, where: str, **options: Any) -> Any:
     """
     try:
         network, told = kind.from_pretrained(
-            where, trust_remote_code=False, output_loading_info=True, **options
+            where,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())

@@ -151,6 +151,10 @@ def _fades(erasure: Erasure, encoder: TextEncoder) -> Check:
         unknown = set(told) - set(encoder.layers)
         if unknown:
             return Check("forget prompts fade", False, f"no layer {unknown.pop()} is read here")
+        width = moments[0].held.shape[-1]
+        if concept.edit.width != width:
+            why = f"it is for features of width {concept.edit.width}, here they have {width}"
+            return Check("forget prompts fade", False, why)
         now = max(energy_left(moments[encoder.layers.index(layer)], concept.edit) for layer in told)
         if abs(now - stored) > 1e-3:
             return Check(

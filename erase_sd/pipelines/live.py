@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erase_sd.artifact.base import WrongBase
+from erase_sd.artifact.base import WrongBase, check_scale
 from erase_sd.artifact.erasure import Erasure, combine
 from erase_sd.models.architectures import SECOND, TOKENS, Site
 from erase_sd.pipelines.hooks import FeatureHook, SiteHook
@@ -206,9 +206,9 @@ class LiveErasure:
     def set(self, erasures: Sequence[Erasure], scale: float = 1.0) -> None:
         """Apply these erasures, whatever was applied before; their base is not checked.
 
-        All new weights are computed first, which may refuse, and only then is the model changed; an
-        interruption on the way leaves it as it was.
+        New weights are computed first; a refusal or an interruption leaves the model as it was.
         """
+        check_scale(scale)
         with self._lock:
             self._find()
             total = combine(list(erasures)).scaled(scale) if erasures and scale else None

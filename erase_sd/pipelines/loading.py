@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 from erase_sd.models.checkpoint import Checkpoint
 from erase_sd.models.embedded import EMBEDDED_MODELS
 from erase_sd.models.hub import in_a_line, is_hub_id
+from erase_sd.models.network_files import read_json
 from erase_sd.models.single_file import SingleFile
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -79,6 +81,44 @@ def check_device(device: str) -> None:
         raise ValueError(f"no {kind} device here; use --device cpu")
 
 
+def check_parts(folder: Path) -> None:
+    """Refuse a `model_index.json` that names anything but classes of diffusers and transformers.
+
+    Args:
+        folder: A diffusers folder.
+
+    Raises:
+        ValueError: With the first name that is wrong.
+
+    >>> check_parts(model_path("emoji-sd"))
+    """
+    import diffusers
+    import transformers
+
+    index = read_json(folder / "model_index.json")
+    name = str(index.get("_class_name"))
+    if not _is_class(diffusers, name):
+        raise ValueError(f"{folder}: expected a pipeline of diffusers, got {ascii(name)[:80]}")
+    parameters = inspect.signature(getattr(diffusers, name)).parameters
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    for part, names in index.items():
+        if part not in parameters or names == [None, None]:
+            continue
+        if not isinstance(names, list) and parameters[part].default is not inspect.Parameter.empty:
+            continue  # a setting of the pipeline, no part
+        library, kind = names if isinstance(names, list) and len(names) == 2 else (None, None)
+        module = libraries.get(library) if isinstance(library, str) else None
+        # A pipeline's own folder, as of its safety checker.
+        module = module or getattr(diffusers.pipelines, str(library), None)
+        if not _is_class(module, kind):
+            told = f"expected a class of diffusers or transformers as {part}"
+            raise ValueError(f"{folder}: {told}, got {ascii(names)[:80]}")
+
+
+def _is_class(module: Any, name: Any) -> bool:
+    return isinstance(name, str) and isinstance(getattr(module, name, None), type)
+
+
 def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = "cpu") -> Any:
     """A plain diffusers pipeline of a model on disk, float32.
 
@@ -105,6 +145,7 @@ def load_pipeline(model: Path | Checkpoint, *, variant: str = "", device: str = 
         pipe = single.from_single_file(str(model.path), config=config, dtype=torch.float32)
     else:
         path = model if isinstance(model, Path) else model.path
+        check_parts(path)
         plain = isinstance(model, Path) or model.architecture.name != "sd"
         pipe = DiffusionPipeline.from_pretrained(
             path,

@@ -127,7 +127,7 @@ def classifier(where: str) -> Logits:
     from transformers import AutoModelForImageClassification
 
     try:
-        network = whole(AutoModelForImageClassification, where, use_safetensors=True)
+        network = whole(AutoModelForImageClassification, where)
     except ValueError as error:
         hint = f"; for zero-shot CLIP give clip:{where}" if _is_clip(where) else ""
         raise ValueError(f"no image classifier of transformers{hint} ({error})") from error
@@ -150,7 +150,7 @@ def clip_classifier(where: str, names: Sequence[str]) -> ZeroShot:
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    clip = whole(CLIPModel, where, use_safetensors=True)
+    clip = whole(CLIPModel, where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -94,6 +94,8 @@ class TestBadFiles:
             ("options", []),
             ("certificate", {"a": {"b": {"c": {"d": {"e": 1}}}}}),
             ("certificate", None),
+            ("certificate", {str(i): 1.0 for i in range(5_000)}),
+            ("options", {str(i): 1 for i in range(5_000)}),
             ("right", ["tokens", "sideways"]),
             ("right", []),
             ("left", ["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]),

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -14,7 +15,7 @@ from erase_sd.emoji.scenes import Scene
 from erase_sd.emoji.world import available_objects, load_world
 from erase_sd.eval.classifiers import ClipZeroShot, ImageClassifier, Inappropriate
 from erase_sd.eval.detectors import DETECTORS, DetectorSpec
-from erase_sd.eval.features import EXTRACTORS, clip_embedder, extract, lpips, scoring_clip
+from erase_sd.eval.features import EXTRACTORS, any_clip, clip_embedder, extract, lpips, scoring_clip
 from erase_sd.eval.nudity import CONVENTIONS, NudeNet, count_detections
 
 
@@ -76,6 +77,19 @@ def test_imagenets_labels_hold_several_names(tmp_path):
     without(tmp_path, "classifier.1.weight")
     with pytest.raises(ValueError, match="lacks 1 weights .* such as classifier.1.weight"):
         ImageClassifier(str(tmp_path))
+
+
+def test_a_pickle_is_never_a_detectors_weights(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    network = ResNetForImageClassification(config)
+    network.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    for load in (ImageClassifier, any_clip):
+        with pytest.raises(ValueError, match="cannot load"):
+            load(str(tmp_path))
 
 
 def without(folder, name):

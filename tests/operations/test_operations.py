@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from erase_sd import Run, Settings, apply, erase, export, preflight, restore, verify
+from erase_sd.algebra.edit import LowRankEdit
 from erase_sd.artifact.base import WrongBase
 from erase_sd.artifact.erasure import Erasure
+from erase_sd.models.architectures import TOKENS
 from erase_sd.operations.pictures import Pictures
 from erase_sd.operations.restoring import subtract
 
@@ -226,3 +229,13 @@ def test_preflight_writes_nothing_but_its_plot(tmp_path, monkeypatch):
     result.plot(tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert any("words moved most" in line for line in result.lines())
+
+
+def test_an_erasure_of_another_width_is_told_and_not_multiplied(erased, tmp_path):
+    """Whatever width a file claims, `verify` says so; no matrix of that width is made."""
+    stored = Erasure.load(erased.out / "erasure.safetensors")
+    (cat,) = stored.concepts
+    wide = LowRankEdit(torch.zeros(40_000, 1), torch.zeros(40_000, 1))
+    forged = replace(stored, concepts=(replace(cat, right={TOKENS: wide}),))
+    checks = {c.name: c for c in verify(forged.save(tmp_path / "e.safetensors")).checks}
+    assert "features of width 40000" in checks["forget prompts fade"].why

@@ -205,3 +205,11 @@ def test_another_text_encoder_is_refused(pipe, cat):
         next(pipe.text_encoder.parameters()).add_(0.5)
     with pytest.raises(WrongBase, match="another text encoder"):
         apply_to_pipeline(pipe, cat)
+
+
+@pytest.mark.parametrize("scale", [1e300, float("nan"), "x"])
+def test_a_scale_is_checked_before_there_is_anything_to_scale(pipe, scale):
+    live = LiveErasure.of(pipe)
+    with pytest.raises(ValueError, match="between -10 and 10"):
+        live.set_scale(scale)
+    assert live.scale == 1

@@ -1,5 +1,7 @@
 """Where models lie, what is usual for them, and one picture of them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,24 @@ def test_a_picture_is_written_whole_and_over_nothing(tmp_path):
 def test_top_level_links_point_into_the_package(link):
     root = Path(__file__).parents[2]
     assert (root / link).is_symlink() and (root / link).resolve() == root / "erase_sd" / link
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("unet", ["transformers", "pipeline"]),
+        ("vae", ["os", "system"]),
+        ("tokenizer", ["transformers", 5]),
+        ("scheduler", [["diffusers"], "DDIMScheduler"]),
+        ("text_encoder", None),
+        ("_class_name", "os.system"),
+        ("_class_name", ["x", "y"]),
+    ],
+)
+def test_a_model_names_classes_of_its_two_libraries_alone(part, names, tmp_path):
+    folder = shutil.copytree(EMOJI_SD, tmp_path / "m")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {part: names}))
+    with pytest.raises(ValueError, match="expected a (class|pipeline) of diffusers") as caught:
+        load_pipeline(folder)
+    assert "\n" not in str(caught.value)
