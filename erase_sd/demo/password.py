@@ -7,9 +7,9 @@ import binascii
 import hashlib
 import hmac
 import os
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from time import monotonic
 
 FREE = 5  # wrong passwords before an address has to wait
 LONGEST = 300.0  # seconds
@@ -74,7 +74,7 @@ class Password:
         if not header:
             return Verdict(False)
         count, until = self._wrong.get(address, (0, 0.0))
-        left = until - time.monotonic()
+        left = until - monotonic()
         if left > 0 and not known:
             return Verdict(False, left)
         if hmac.compare_digest(_digest(_credentials(header)), self._digest):
@@ -82,7 +82,7 @@ class Password:
                 self._wrong.pop(address, None)
             return Verdict(True)
         wait = min(LONGEST, 2.0 ** (count + 1 - FREE)) if count + 1 >= FREE else 0.0
-        self._wrong[address] = (count + 1, time.monotonic() + wait)
+        self._wrong[address] = (count + 1, monotonic() + wait)
         self._wrong.move_to_end(address)
         while len(self._wrong) > _REMEMBERED:
             self._wrong.popitem(last=False)

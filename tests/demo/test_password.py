@@ -89,7 +89,7 @@ def test_anything_else_is_a_wrong_one(text):
 
 def test_each_wrong_one_doubles_the_wait(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])  # not the loops' clock
     door, waits = Password("ann", "x"), []
     for _ in range(16):
         verdict = door.check(BAD, "a")
