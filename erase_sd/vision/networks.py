@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,19 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Residual(nn.Module):
+class Residual(nn.Module, ABC):
     """A block that adds to its input, or to a shortcut of it, what it makes of it.
 
     `relu(norm(layer(…)) + skip(x))`.
     """
 
+    @abstractmethod
     def skip(self, x: Tensor) -> Tensor:
         """What is added, `(n, c', h', w')`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ending(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
         """The layer that it adds the output of, and the norm between."""
-        raise NotImplementedError
 
 
 class BasicBlock(Residual):

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from erase_sd.vision.pretrained import Logits
+
 
 def same(a, b):
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
@@ -34,3 +36,19 @@ def descended(model, gradients, lr=0.1):
 
 def grey(value, size=8):
     return np.full((size, size, 3), value, np.uint8)
+
+
+def swin():
+    """A tiny Swin of random weights, three classes."""
+    from transformers import SwinConfig, SwinForImageClassification
+
+    config = SwinConfig(
+        image_size=8,
+        patch_size=2,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_size=2,
+        num_labels=3,
+    )
+    return Logits(SwinForImageClassification(config))

@@ -11,7 +11,7 @@ from erase_sd.vision.layers import in_order, layers
 from erase_sd.vision.methods.retrain import reset
 from erase_sd.vision.pretrained import Logits, ZeroShot
 from erase_sd.vision.train import Recipe, logits, train
-from tests.vision.helpers import same
+from tests.vision.helpers import same, swin
 
 QUICK = {
     "retrain": {"epochs": 2},  # the rate of the first step is zero
@@ -29,21 +29,6 @@ QUICK = {
 }
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 IMAGE = {"image_size": 8, "patch_size": 4, "intermediate_size": 32}
-
-
-def swin():
-    from transformers import SwinConfig, SwinForImageClassification
-
-    config = SwinConfig(
-        image_size=8,
-        patch_size=2,
-        embed_dim=8,
-        depths=[1, 1],
-        num_heads=[1, 2],
-        window_size=2,
-        num_labels=3,
-    )
-    return Logits(SwinForImageClassification(config))
 
 
 def clip():

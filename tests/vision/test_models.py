@@ -15,7 +15,7 @@ from erase_sd.vision.models import load_weights, save_weights
 from erase_sd.vision.networks import ARCHITECTURES
 from erase_sd.vision.pretrained import Logits, ZeroShot, processor_of
 from erase_sd.vision.train import accuracy, logits
-from tests.vision.helpers import same
+from tests.vision.helpers import same, swin
 
 
 @pytest.mark.parametrize("name", [a for a in ARCHITECTURES if a not in ("mlp", "cnn")])
@@ -180,19 +180,8 @@ class TestTransformersFolders:
             load_model(str(tmp_path / "vit"), ("cat", "fox"))
 
     def test_swin(self, pictures_task):
-        from transformers import SwinConfig, SwinForImageClassification
-
         torch.manual_seed(0)
-        config = SwinConfig(
-            image_size=8,
-            patch_size=2,
-            embed_dim=8,
-            depths=[1, 1],
-            num_heads=[1, 2],
-            window_size=2,
-            num_labels=3,
-        )
-        model = Logits(SwinForImageClassification(config)).eval()
+        model = swin().eval()
         for method, options in (
             ("unlink", {}),
             ("rayleigh", {"layers": "all"}),
